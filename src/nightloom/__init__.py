@@ -1,0 +1,1 @@
+"""nightloom: archives of raw CCD frames into light curves."""
