@@ -92,7 +92,12 @@ FrameState = Literal["pending", "measured", "used", "unused", "quarantined", "un
 
 def empty_frames() -> pd.DataFrame:
     """A frame table without rows, every column with its dtype."""
-    return pd.DataFrame({column.name: pd.Series(dtype=column.dtype) for column in COLUMNS})
+    return pd.DataFrame(
+        {
+            column.name: pd.Series(dtype=pd.api.types.pandas_dtype(column.dtype))
+            for column in COLUMNS
+        }
+    )
 
 
 def frames_from_rows(rows: list[dict[str, object]]) -> pd.DataFrame:
@@ -105,8 +110,9 @@ def frames_from_rows(rows: list[dict[str, object]]) -> pd.DataFrame:
         if not known.issuperset(row):
             raise KeyError(f"not columns of the frame table: {sorted(set(row) - known)}")
     data = {
-        column.name: pd.array(
-            [row.get(column.name, _empty_value(column)) for row in rows], dtype=column.dtype
+        column.name: pd.Series(
+            [row.get(column.name, _empty_value(column)) for row in rows],
+            dtype=pd.api.types.pandas_dtype(column.dtype),
         )
         for column in COLUMNS
     }

@@ -1,0 +1,149 @@
+"""Where recipes run: this process, workers on this machine, or a cluster that is joined."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import dask
+from distributed import Client, LocalCluster
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nightloom.engine.recipe import Event, Recipe, TaskResult, make_serial, run_task
+from nightloom.engine.run import make_on, map_on
+from nightloom.errors import ConfigError, RunError
+
+SERIAL = "serial"
+CONNECT_S = 30
+# One thread each for BLAS and numba: the parallel unit is the frame.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
+QUIET = {
+    "distributed.worker.profile.interval": "10s",
+    "distributed.worker.profile.cycle": "100s",
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.scheduler.allowed-failures": 1,
+    "distributed.worker.multiprocessing-method": "spawn",
+    "distributed.nanny.pre-spawn-environ": ONE_THREAD,
+    "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
+}
+
+
+class LocalSettings(BaseModel):
+    """cluster/local.toml: workers on this machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["local"] = "local"
+    workers: int | None = Field(None, ge=1)  # one a core, if not given
+    memory_gb: float | None = Field(None, gt=0)  # of each worker
+    dashboard: str = "127.0.0.1:0"  # port 0: any that is free
+
+
+class Engine:
+    """Runs recipes; a cluster starts when the first work arrives, and ends with `close`.
+
+    announce: called with the dashboard's address, once, when there is one.
+    """
+
+    def __init__(
+        self, cluster: str | None = None, *, announce: Callable[[str], None] | None = None
+    ) -> None:
+        self._where = cluster
+        self._announce = announce
+        self._client: Client | None = None
+        self._local: LocalCluster | None = None
+        self._settings = _local_settings(cluster)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def make(self, root: Path, recipes: Sequence[Recipe]) -> Iterator[Event]:
+        """Make products; events as they happen."""
+        if not recipes:
+            return
+        if self._where == SERIAL:
+            yield from make_serial(root, recipes)
+        else:
+            yield from make_on(self._connected(), root, recipes)
+
+    def map(self, function: Callable[[Any], Any], chunks: Sequence[Any]) -> Iterator[TaskResult]:
+        """A function over chunks; results in the order of the chunks."""
+        if self._where == SERIAL or len(chunks) < 2:
+            for chunk in chunks:
+                yield run_task(function, chunk)
+        else:
+            yield from map_on(self._connected(), function, chunks)
+
+    def close(self) -> None:
+        """End the cluster, if this engine started one, or leave the one it joined."""
+        if self._client is not None:
+            self._client.close()
+        if self._local is not None:
+            self._local.close()
+        self._client = self._local = None
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            dask.config.set(QUIET)
+            os.environ.update(ONE_THREAD)
+            self._client = self._start() if self._settings is not None else self._join()
+            if self._announce is not None:
+                self._announce(self._client.dashboard_link)
+        return self._client
+
+    def _start(self) -> Client:
+        settings = self._settings or LocalSettings()
+        memory = f"{settings.memory_gb}GB" if settings.memory_gb else "auto"
+        self._local = LocalCluster(
+            n_workers=settings.workers or os.cpu_count(),
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=memory,
+            dashboard_address=settings.dashboard,
+        )
+        return Client(self._local)
+
+    def _join(self) -> Client:
+        where = str(self._where)
+        try:
+            if where.endswith(".json"):
+                return Client(scheduler_file=where, timeout=CONNECT_S)
+            return Client(where, timeout=CONNECT_S)
+        except (OSError, ValueError, TimeoutError) as error:
+            raise RunError(
+                where=where, why=f"no scheduler answers: {error}", do="is it running there?"
+            ) from None
+
+
+def _local_settings(cluster: str | None) -> LocalSettings | None:
+    """Settings of a local cluster; None where another is joined or none is wanted."""
+    if cluster is None:
+        return LocalSettings()
+    if not cluster.endswith(".toml"):
+        return None
+    try:
+        data = tomllib.loads(Path(cluster).read_text(encoding="utf-8"))
+        return LocalSettings(**data)
+    except FileNotFoundError:
+        raise ConfigError(where=cluster, why="no such file", do="see cluster/local.toml") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(where=cluster, why=f"not valid TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(LocalSettings.model_fields)
+        raise ConfigError(
+            where=f"{cluster}: {key}", why=first["msg"], do=f"known keys: {known}"
+        ) from None

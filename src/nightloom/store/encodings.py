@@ -1,0 +1,192 @@
+"""Schema -> Zarr format 3: arrays with their dims, units and checksums; whole shards only."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import product as every
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from nightloom.errors import ArchiveError
+from nightloom.schema.cube import TIME, Variable
+
+SHARD_BYTES = 64 << 20
+SHARD_TIMES = 512
+CHUNK_APERTURES = 5
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def shard_times(n_stars: int, n_apertures: int) -> int:
+    """Times in one shard of a cube: 64 MiB of float32 flux, 512 at most."""
+    bytes_a_time = 4 * max(1, n_stars) * max(1, n_apertures)
+    return max(1, min(SHARD_TIMES, SHARD_BYTES // bytes_a_time))
+
+
+def create_store(
+    path: Path,
+    variables: Sequence[Variable],
+    sizes: Mapping[str, int],
+    *,
+    attributes: Mapping[str, Any],
+    time_shard: int | None = None,
+    extra: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Lay out a Zarr group: every array with its fill value, nothing written yet.
+
+    sizes: length of each dim. time_shard: times a shard holds (all of them, if None).
+    extra: further attributes by variable, such as the meanings of flags.
+    """
+    group = zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
+    for variable in variables:
+        shape = tuple(sizes[dim] for dim in variable.dims)
+        shard = _shard_shape(variable, shape, time_shard)
+        group.create_array(
+            variable.name,
+            shape=shape,
+            chunks=_chunk_shape(variable, shard),
+            shards=shard if _is_sharded(variable) else None,
+            dtype=str if variable.dtype == "str" else np.dtype(variable.dtype),
+            fill_value=variable.fill,
+            compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
+            dimension_names=variable.dims,
+            attributes=_attributes(variable) | dict((extra or {}).get(variable.name, {})),
+            config={"write_empty_chunks": True},
+        )
+
+
+def write_rows(path: Path, start: int, arrays: Arrays) -> None:
+    """Write times from `start` on; start and length are those of whole shards, or of the end.
+
+    Raises ValueError: a part of a shard would be written, which loses what another task wrote.
+    """
+    group = zarr.open_group(path, mode="r+")
+    for name, values in arrays.items():
+        array = _array(group, name)
+        step = (array.shards or array.chunks)[0]
+        stop = start + len(values)
+        if start % step or (stop % step and stop != array.shape[0]):
+            raise ValueError(f"{name}: times {start} to {stop} are no whole shards of {step}")
+        array[start:stop] = values
+
+
+def write_whole(path: Path, arrays: Arrays) -> None:
+    """Write arrays as a whole."""
+    group = zarr.open_group(path, mode="r+")
+    for name, values in arrays.items():
+        array = _array(group, name)
+        if array.shape != np.shape(values):
+            raise ValueError(f"{name}: shape {np.shape(values)}, the store has {array.shape}")
+        array[...] = values
+
+
+def write_store(
+    path: Path,
+    variables: Sequence[Variable],
+    arrays: Arrays,
+    *,
+    attributes: Mapping[str, Any],
+    time_shard: int | None = None,
+    extra: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Create, fill and seal a store in one go; dims take their lengths from the arrays."""
+    sizes: dict[str, int] = {}
+    for variable in variables:
+        for dim, length in zip(variable.dims, np.shape(arrays[variable.name]), strict=True):
+            if sizes.setdefault(dim, length) != length:
+                raise ValueError(f"{variable.name}: {dim} is {length}, elsewhere {sizes[dim]}")
+    create_store(path, variables, sizes, attributes=attributes, time_shard=time_shard, extra=extra)
+    write_whole(path, {variable.name: arrays[variable.name] for variable in variables})
+    seal(path)
+
+
+def seal(path: Path) -> None:
+    """Consolidate the metadata, then check that every shard is there."""
+    with warnings.catch_warnings():
+        # Consolidated metadata works in every reader we know, but is not yet in the standard.
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(path)
+    missing = missing_shards(path)
+    if missing:
+        raise ArchiveError(where=str(path), why=f"{len(missing)} shards missing: {missing[0]}")
+
+
+def missing_shards(path: Path) -> list[str]:
+    """Files that the metadata promises and that are not there; a lost one would read as fill."""
+    lost: list[str] = []
+    for name, array in zarr.open_group(path, mode="r").arrays():
+        steps = array.shards or array.chunks
+        counts = [math.ceil(n / step) for n, step in zip(array.shape, steps, strict=True)]
+        for index in every(*(range(count) for count in counts)):
+            file = path / name / "/".join(["c", *map(str, index)])
+            if not file.exists():
+                lost.append(str(file.relative_to(path)))
+    return lost
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """Attributes of a store."""
+    return dict(zarr.open_group(path, mode="r").attrs)
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Arrays of a store, whole, as numpy.
+
+    Raises ArchiveError: a shard is missing or damaged.
+    """
+    missing = missing_shards(path)
+    if missing:
+        raise ArchiveError(
+            where=str(path), why=f"{missing[0]} is missing", do="delete the version; run makes it"
+        )
+    group = zarr.open_group(path, mode="r")
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in names:
+        try:
+            arrays[name] = np.asarray(_array(group, name)[...])
+        except (ValueError, RuntimeError) as error:
+            raise ArchiveError(
+                where=f"{path}/{name}", why=f"is damaged: {error}", do="delete the version and run"
+            ) from error
+    return arrays
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise ArchiveError(where=f"{group.store_path}/{name}", why="is no array")
+    return array
+
+
+def _is_sharded(variable: Variable) -> bool:
+    return len(variable.dims) == 3 and variable.dims[0] == TIME
+
+
+def _shard_shape(
+    variable: Variable, shape: tuple[int, ...], time_shard: int | None
+) -> tuple[int, ...]:
+    full = tuple(max(1, n) for n in shape)
+    if time_shard is None or not variable.dims or variable.dims[0] != TIME:
+        return full
+    return (min(time_shard, full[0]), *full[1:])
+
+
+def _chunk_shape(variable: Variable, shard: tuple[int, ...]) -> tuple[int, ...]:
+    if not _is_sharded(variable):
+        return shard
+    apertures = next(n for n in range(CHUNK_APERTURES, 0, -1) if shard[2] % n == 0)
+    return (shard[0], shard[1], apertures)
+
+
+def _attributes(variable: Variable) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"long_name": variable.meaning}
+    if variable.unit:
+        attributes["units"] = variable.unit
+    return attributes

@@ -1,0 +1,94 @@
+"""The ledger: every expected product with its state, read off products and attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from nightloom.store.products import kind_of, published_fingerprint, read_attempt
+
+State = Literal["done", "empty", "waiting", "blocked", "failed", "stale"]
+STATES: tuple[State, ...] = ("done", "empty", "waiting", "blocked", "failed", "stale")
+PLAN = "plan.parquet"
+COLUMNS = ["product", "fingerprint", "inputs", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A product that the plan wants: what it needs, and its fingerprint once that is known."""
+
+    product: str
+    fingerprint: str = ""  # empty: an input must be made before it can be known
+    inputs: tuple[str, ...] = ()
+    note: str = ""  # what the plan chose and what is missing, in words
+
+
+def write_expected(root: Path, expected: Iterable[Expected]) -> None:
+    """Keep the expected products as the plan's table, `plan.parquet`."""
+    rows = [(e.product, e.fingerprint, list(e.inputs), e.note) for e in expected]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = root / f".{PLAN}"
+    table.to_parquet(temporary)
+    temporary.replace(root / PLAN)
+
+
+def read_expected(root: Path) -> list[Expected]:
+    """The expected products of the last plan; none before there was one."""
+    path = root / PLAN
+    if not path.exists():
+        return []
+    table = pd.read_parquet(path)
+    columns = (table[name] for name in COLUMNS)
+    return [Expected(p, f, tuple(i), n) for p, f, i, n in zip(*columns, strict=True)]
+
+
+def ledger(root: Path, expected: Iterable[Expected]) -> pd.DataFrame:
+    """State of every expected product: product, kind, state, fingerprint, caveats, reason.
+
+    A product is blocked when an input failed or is blocked itself; the reason names it.
+    """
+    rows: list[dict[str, object]] = []
+    state_of: dict[str, State] = {}
+    for item in expected:
+        state, reason, caveats = _state(root, item, state_of)
+        state_of[item.product] = state
+        rows.append(
+            {
+                "product": item.product,
+                "kind": kind_of(item.product),
+                "state": state,
+                "fingerprint": published_fingerprint(root, item.product),
+                "caveats": ", ".join(caveats),
+                "reason": reason,
+                "note": item.note,
+            }
+        )
+    names = ["product", "kind", "state", "fingerprint", "caveats", "reason", "note"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _state(
+    root: Path, item: Expected, state_of: dict[str, State]
+) -> tuple[State, str, tuple[str, ...]]:
+    attempt = read_attempt(root, item.product)
+    published = published_fingerprint(root, item.product)
+    tried = attempt is not None and attempt.fingerprint == item.fingerprint and item.fingerprint
+    if item.fingerprint and published == item.fingerprint:
+        return "done", "", attempt.caveats if attempt is not None and tried else ()
+    if attempt is not None and tried and attempt.outcome == "empty":
+        return "empty", attempt.reason, attempt.caveats
+    if attempt is not None and tried and attempt.outcome == "failed":
+        return "failed", attempt.reason, ()
+    broken = [name for name in item.inputs if state_of.get(name) in ("failed", "blocked", "empty")]
+    if broken:
+        return "blocked", f"{broken[0]} is {state_of[broken[0]]}", ()
+    if published and item.fingerprint:
+        return "stale", "its inputs, settings or version changed since it was made", ()
+    if published:
+        return "stale", "an input must be made first", ()
+    return "waiting", "", ()

@@ -1,0 +1,226 @@
+"""Where products lie; how they become visible, all at once, and what was tried.
+
+A product's place is `products/<id>`. There, `.versions/<fingerprint>.<suffix>` holds each
+version and a relative symlink `<kind>.<suffix>` names the current one. Work in progress lies in
+`.work-...` beside, which no reader looks at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from nightloom.errors import ArchiveError, TransientError
+
+VERSIONS = ".versions"
+WORK_PREFIX = ".work-"
+ATTEMPT = "attempt.json"
+SUFFIXES = ("zarr", "html")  # of what readers open first; its symlink is swapped last
+
+Outcome = Literal["done", "empty", "failed"]
+FailureKind = Literal["", "product", "transient", "killed", "bug"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What happened the last time a product was tried."""
+
+    fingerprint: str
+    outcome: Outcome
+    kind: FailureKind = ""
+    reason: str = ""
+    caveats: tuple[str, ...] = ()
+    log: str = ""
+    started: str = ""
+    seconds: float = 0.0
+    host: str = ""
+    run: str = ""
+    n_items: int = 0
+    n_quarantined: int = 0
+
+
+def kind_of(product: str) -> str:
+    """The first part of a product's id: master, reference, cube and so on."""
+    return product.split("/", 1)[0]
+
+
+def place_of(root: Path, product: str) -> Path:
+    """Folder of a product."""
+    return root / product
+
+
+def current(root: Path, product: str) -> Path | None:
+    """Real path of the published version, None if there is none."""
+    place = place_of(root, product)
+    for suffix in SUFFIXES:
+        link = place / f"{kind_of(product)}.{suffix}"
+        if link.is_symlink() and link.exists():
+            return link.resolve()
+    return None
+
+
+def published_fingerprint(root: Path, product: str) -> str:
+    """Fingerprint of the published version, empty if there is none."""
+    path = current(root, product)
+    return "" if path is None else path.stem
+
+
+def require(root: Path, product: str) -> Path:
+    """Real path of the published version.
+
+    Raises ArchiveError: it was never made.
+    """
+    path = current(root, product)
+    if path is None:
+        raise ArchiveError(where=product, why="is not there", do="see: nightloom status")
+    return path
+
+
+@contextmanager
+def work_folder(root: Path, product: str) -> Iterator[Path]:
+    """A folder beside the product's place for a version in the making; gone at the end."""
+    folder = new_work_folder(root, product)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def new_work_folder(root: Path, product: str) -> Path:
+    """A fresh folder whose name says which process of which host owns it."""
+    place = place_of(root, product)
+    owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    folder = place / f"{WORK_PREFIX}{owner}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def publish(root: Path, product: str, fingerprint: str, work: Path) -> Path:
+    """Make what lies in `work` the current version; readers see the old one or this one whole.
+
+    work: holds `<kind>.<suffix>` files or folders. Files come to disk before the symlink is
+    swapped, so a crash leaves the old version. Made before with this fingerprint: kept, ours
+    dropped. Returns the path of the version.
+    """
+    place = place_of(root, product)
+    versions = place / VERSIONS
+    versions.mkdir(parents=True, exist_ok=True)
+    artefacts = sorted(work.glob(f"{kind_of(product)}.*"), key=lambda p: p.suffix[1:] in SUFFIXES)
+    if not artefacts:
+        raise ArchiveError(where=product, why="nothing was written to publish")
+    version = artefacts[-1]
+    for artefact in artefacts:
+        _sync_tree(artefact)
+        version = versions / f"{fingerprint}{artefact.suffix}"
+        _move_once(artefact, version)
+    _sync(versions)
+    for artefact in artefacts:
+        _swap_link(place / artefact.name, Path(VERSIONS) / f"{fingerprint}{artefact.suffix}")
+    _sync(place)
+    return version
+
+
+def write_attempt(root: Path, product: str, attempt: Attempt) -> None:
+    """Record beside the product what happened."""
+    place = place_of(root, product)
+    place.mkdir(parents=True, exist_ok=True)
+    write_text(place / ATTEMPT, json.dumps(asdict(attempt), indent=1, sort_keys=True) + "\n")
+
+
+def read_attempt(root: Path, product: str) -> Attempt | None:
+    """The record of the last attempt, None if it was never tried.
+
+    Raises ArchiveError: the record is damaged.
+    """
+    path = place_of(root, product) / ATTEMPT
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Attempt(**{**data, "caveats": tuple(data.get("caveats", ()))})
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ArchiveError(
+            where=str(path), why=f"is damaged: {error}", do="delete it; the product is checked anew"
+        ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TransientError(
+            where=str(path), why=f"can't be written: {error.strerror}", do="free space or rights"
+        ) from error
+
+
+def sweep(root: Path) -> int:
+    """Remove work folders whose process is gone; returns how many."""
+    removed = 0
+    for folder in root.rglob(f"{WORK_PREFIX}*"):
+        if folder.is_dir() and _owner_is_gone(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+            removed += 1
+    return removed
+
+
+def _owner_is_gone(name: str) -> bool:
+    host, pid, _ = name.removeprefix(WORK_PREFIX).rsplit("-", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return int(pid) == os.getpid()
+
+
+def _move_once(source: Path, target: Path) -> None:
+    # A folder that is not empty can't be renamed onto: then the same version was made before.
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+
+
+def _swap_link(link: Path, target: Path) -> None:
+    temporary = link.with_name(f".{link.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def _sync_tree(path: Path) -> None:
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _sync(Path(folder) / name)
+        _sync(Path(folder))
+    if path.is_file():
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        # Some network file systems can't sync a folder; the rename is then theirs to order.
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

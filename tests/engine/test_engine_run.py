@@ -1,0 +1,132 @@
+"""The engine on a real scheduler with worker processes, against the serial runner."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nightloom.engine.cluster import SERIAL, Engine
+from nightloom.engine.recipe import Failed, Finished, ItemsDone, partitions
+from nightloom.errors import ConfigError
+from nightloom.store.encodings import read_arrays
+from nightloom.store.products import require
+from toys import recipe
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """A real `dask scheduler` with two `dask worker` processes; its address and dashboard."""
+    folder = tmp_path_factory.mktemp("dask")
+    file = folder / "scheduler.json"
+    python = [sys.executable, "-m", "dask"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+    tests = str(Path(__file__).resolve().parents[1])
+    env = {"PYTHONPATH": tests, "PATH": "/usr/bin:/bin", "HOME": str(folder),
+           "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}  # fmt: skip
+    server = subprocess.Popen(
+        [*python, "scheduler", "--scheduler-file", str(file), "--host", "127.0.0.1", "--port", "0",
+         "--dashboard-address", "127.0.0.1:0"], env=env, **quiet)  # fmt: skip
+    workers = [
+        subprocess.Popen(
+            [
+                *python,
+                "worker",
+                "--scheduler-file",
+                str(file),
+                "--nthreads",
+                "1",
+                "--nworkers",
+                "1",
+                "--no-dashboard",
+            ],
+            env=env,
+            **quiet,
+        )  # fmt: skip
+        for _ in range(2)
+    ]
+    deadline = time.monotonic() + 30
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    yield str(file), ""
+    for process in [*workers, server]:
+        process.terminate()
+    for process in [*workers, server]:
+        process.wait(20)
+
+
+def make(engine: Engine, root: Path, *recipes: object) -> dict[str, Finished | Failed]:
+    events = list(engine.make(root, list(recipes)))  # type: ignore[arg-type]
+    ends = {e.product: e for e in events if isinstance(e, Finished | Failed)}
+    for one in recipes:
+        done = sum(
+            e.n_items for e in events if isinstance(e, ItemsDone) and e.product == one.product
+        )  # type: ignore[attr-defined]
+        if isinstance(ends[one.product], Finished):  # type: ignore[attr-defined]
+            assert done == len(one.items)  # type: ignore[attr-defined]
+    return ends
+
+
+def test_serial_makes_and_reports(tmp_path: Path) -> None:
+    with Engine(SERIAL) as engine:
+        ends = make(
+            engine, tmp_path, recipe("a"), recipe("b", fail="step"), recipe("c", fail="bug")
+        )
+    assert isinstance(ends["cube/a"], Finished)
+    assert ends["cube/b"].kind == "product"
+    assert "five is not liked" in ends["cube/b"].reason
+    assert ends["cube/c"].kind == "bug"
+    assert "KeyError" in ends["cube/c"].detail
+    values = read_arrays(require(tmp_path, "cube/a"), ["value"])["value"]
+    np.testing.assert_array_equal(values, np.arange(20.0) ** 2)
+    assert not list(tmp_path.rglob(".work-*"))
+
+
+def test_real_scheduler_same_products(tmp_path: Path, scheduler: tuple[str, str]) -> None:
+    links: list[str] = []
+    with Engine(scheduler[0], announce=links.append) as engine:
+        ends = make(
+            engine, tmp_path, recipe("a"), recipe("b", fail="step"), recipe("c", n=300, chunk=5)
+        )
+        with urllib.request.urlopen(links[0], timeout=10) as page:  # the dashboard answers
+            assert b"Dask" in page.read()
+    assert len(links) == 1
+    assert isinstance(ends["cube/a"], Finished)
+    assert isinstance(ends["cube/c"], Finished)
+    assert ends["cube/b"].kind == "product"
+    with Engine(SERIAL) as engine:
+        make(engine, tmp_path / "serial", recipe("c", n=300))
+    for name in ("zarr.json", "value/c/0", "value/c/37"):
+        ours = require(tmp_path, "cube/c") / name
+        theirs = require(tmp_path / "serial", "cube/c") / name
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert not list(tmp_path.rglob(".work-*"))
+
+
+def test_item_that_kills_its_worker_is_given_up(tmp_path: Path) -> None:
+    """Trap 40: the others of its partition are kept, the run ends."""
+    with Engine() as engine:
+        ends = make(engine, tmp_path, recipe("k", fail="kill"))
+    assert isinstance(ends["cube/k"], Finished)
+    values = read_arrays(require(tmp_path, "cube/k"), ["value"])["value"]
+    expected = np.arange(20.0) ** 2
+    expected[5] = np.nan
+    np.testing.assert_array_equal(values, expected)
+
+
+def test_partitions_cover_and_respect_shards() -> None:
+    cuts = partitions(20, chunk_items=3, shard_items=8)
+    assert [i for _, a, b in cuts for i in range(a, b)] == list(range(20))
+    assert all(a // 8 == (b - 1) // 8 == shard for shard, a, b in cuts)
+
+
+def test_cluster_file_with_misspelt_key(tmp_path: Path) -> None:
+    file = tmp_path / "local.toml"
+    file.write_text('kind = "local"\nworkrs = 2\n')
+    with pytest.raises(ConfigError, match="workrs"):
+        Engine(str(file))
