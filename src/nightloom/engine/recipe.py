@@ -47,6 +47,8 @@ class Recipe:
     version: int
     job: Any
     finish: Callable[[Any, Path, list[Any]], Made]
+    needs: tuple[str, ...] = ()  # products without which it can't be made
+    uses: tuple[str, ...] = ()  # products that it uses where they are there
     items: tuple[Any, ...] = ()
     step: Callable[[Any, tuple[Any, ...]], Rows] | None = None
     pack: Callable[[Any, Path, int, Rows], Any] | None = None

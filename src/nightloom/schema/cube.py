@@ -65,6 +65,48 @@ CUBE: tuple[Variable, ...] = (
 CUBE_BY_NAME: dict[str, Variable] = {variable.name: variable for variable in CUBE}
 ROW_VARIABLES: tuple[Variable, ...] = tuple(v for v in CUBE if v.dims[0] == TIME)
 
+FIELD: tuple[Variable, ...] = (
+    *CUBE,
+    Variable("night", _T, "str", "", "date of the evening"),
+)
+
+_ST = (STAR, TIME)
+ENSEMBLE: tuple[Variable, ...] = (
+    Variable("flux", _ST, "float64", "", "differential flux at the star's own best aperture"),
+    Variable("flux_err", _ST, "float64", "", "its one-sigma error"),
+    Variable("flags", _ST, "uint32", "", "flags of frame and star, caveats apart; 0 is clean"),
+    Variable("comparison", _ST, "float64", "", "factor of the frame that the others show"),
+    Variable("raw_flux", _ST, "float64", "electron", "flux in the best aperture"),
+    Variable("best_aperture", (STAR,), "int32", "", "index of the aperture, -1 where none"),
+    Variable("scatter", (STAR, APERTURE), "float64", "", "neighbour-to-neighbour, by aperture"),
+    Variable("weight", (STAR, APERTURE), "float64", "", "as comparison; sums to 1 over stars"),
+    Variable("target", (STAR,), "bool", "", "a target: never a comparison"),
+    Variable("jd_utc", _T, "float64", "d", "Julian date, UTC, of mid-exposure"),
+    Variable("night", _T, "str", "", "date of the evening"),
+)
+
+_YX = ("y", "x")
+MASTER: tuple[Variable, ...] = (
+    Variable("level", _YX, "float32", "", "master: ADU for bias and dark, relative for flat"),
+    Variable("noise", _YX, "float32", "", "scatter of one frame about it, in its unit"),
+    Variable("bad", _YX, "uint8", "", "1 where the pixel is hot, dead or hardly lit"),
+)
+
+STACK: tuple[Variable, ...] = (
+    Variable("stack", _YX, "float32", "electron", "clipped mean of aligned frames"),
+    Variable("weight", _YX, "float32", "", "sum of the frames' weights; 0 where none"),
+    Variable("frame", ("frame",), "str", "", "paths of the frames in the stack, best first"),
+)
+
+_C = ("catalogue_star",)
+PLATE: tuple[Variable, ...] = (
+    Variable("catalogue_ra", _C, "float64", "deg", "ICRS, at the reference's date"),
+    Variable("catalogue_dec", _C, "float64", "deg", "ICRS, at the reference's date"),
+    Variable("catalogue_mag", _C, "float64", "mag", "as the catalogue has it"),
+    Variable("catalogue_x", _C, "float64", "pixel", "where the plate puts it in the reference"),
+    Variable("catalogue_y", _C, "float64", "pixel", "where the plate puts it in the reference"),
+)
+
 STARS: tuple[Variable, ...] = (
     Variable("star_id", (STAR,), "int32", "", "index of the star in the field's list"),
     Variable("x", (STAR,), "float64", "pixel", "x in the reference, 0 at the first pixel"),
@@ -73,6 +115,15 @@ STARS: tuple[Variable, ...] = (
     Variable("peak", (STAR,), "float64", "electron", "peak above background in the reference"),
     Variable("saturated", (STAR,), "bool", "", "saturated in the reference"),
     Variable("blended", (STAR,), "bool", "", "a neighbour lies within two FWHM"),
+    Variable("appended", (STAR,), "bool", "", "put there for a target, not detected"),
+)
+
+TARGETS: tuple[Variable, ...] = (
+    Variable("target", ("target",), "str", "", "name of the target"),
+    Variable("target_star", ("target",), "int32", "", "its star, -1 where it has none"),
+    Variable("target_x", ("target",), "float64", "pixel", "where it should be in the reference"),
+    Variable("target_y", ("target",), "float64", "pixel", "where it should be in the reference"),
+    Variable("target_note", ("target",), "str", "", "how it was found, or why not"),
 )
 
 LIGHTCURVE: tuple[Variable, ...] = (

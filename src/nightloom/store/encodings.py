@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from nightloom.errors import ArchiveError
-from nightloom.schema.cube import TIME, Variable
+from nightloom.schema.cube import STAR, TIME, Variable
 
 SHARD_BYTES = 64 << 20
 SHARD_TIMES = 512
@@ -37,22 +37,25 @@ def create_store(
     *,
     attributes: Mapping[str, Any],
     time_shard: int | None = None,
+    star_chunk: int | None = None,
     extra: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Lay out a Zarr group: every array with its fill value, nothing written yet.
 
     sizes: length of each dim. time_shard: times a shard holds (all of them, if None).
+    star_chunk: stars of a chunk where the store is cut by stars and not by times.
     extra: further attributes by variable, such as the meanings of flags.
     """
     group = zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
     for variable in variables:
         shape = tuple(sizes[dim] for dim in variable.dims)
-        shard = _shard_shape(variable, shape, time_shard)
+        shard = _shard_shape(variable, shape, time_shard, star_chunk)
+        sharded = star_chunk is None and _is_sharded(variable)
         group.create_array(
             variable.name,
             shape=shape,
-            chunks=_chunk_shape(variable, shard),
-            shards=shard if _is_sharded(variable) else None,
+            chunks=_chunk_shape(shard) if sharded else shard,
+            shards=shard if sharded else None,
             dtype=str if variable.dtype == "str" else np.dtype(variable.dtype),
             fill_value=variable.fill,
             compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
@@ -75,6 +78,20 @@ def write_rows(path: Path, start: int, arrays: Arrays) -> None:
         if start % step or (stop % step and stop != array.shape[0]):
             raise ValueError(f"{name}: times {start} to {stop} are no whole shards of {step}")
         array[start:stop] = values
+
+
+def write_stars(path: Path, start: int, arrays: Arrays) -> None:
+    """Write stars from `start` on, [time, star, ...], in whole chunks of a store cut by stars.
+
+    Raises ValueError: a part of a chunk would be written.
+    """
+    group = zarr.open_group(path, mode="r+")
+    for name, values in arrays.items():
+        array = _array(group, name)
+        step, stop = array.chunks[1], start + values.shape[1]
+        if start % step or (stop % step and stop != array.shape[1]):
+            raise ValueError(f"{name}: stars {start} to {stop} are no whole chunks of {step}")
+        array[:, start:stop] = values
 
 
 def write_whole(path: Path, arrays: Arrays) -> None:
@@ -136,8 +153,10 @@ def read_attributes(path: Path) -> dict[str, Any]:
     return dict(zarr.open_group(path, mode="r").attrs)
 
 
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Arrays of a store, whole, as numpy.
+def read_arrays(
+    path: Path, names: Sequence[str], *, stars: slice | None = None
+) -> dict[str, NDArray[Any]]:
+    """Arrays of a store as numpy: whole, or some stars of [time, star, ...].
 
     Raises ArchiveError: a shard is missing or damaged.
     """
@@ -150,7 +169,8 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     for name in names:
         try:
-            arrays[name] = np.asarray(_array(group, name)[...])
+            array = _array(group, name)
+            arrays[name] = np.asarray(array[...] if stars is None else array[:, stars])
         except (ValueError, RuntimeError) as error:
             raise ArchiveError(
                 where=f"{path}/{name}", why=f"is damaged: {error}", do="delete the version and run"
@@ -170,17 +190,16 @@ def _is_sharded(variable: Variable) -> bool:
 
 
 def _shard_shape(
-    variable: Variable, shape: tuple[int, ...], time_shard: int | None
+    variable: Variable, shape: tuple[int, ...], time_shard: int | None, star_chunk: int | None
 ) -> tuple[int, ...]:
-    full = tuple(max(1, n) for n in shape)
-    if time_shard is None or not variable.dims or variable.dims[0] != TIME:
-        return full
-    return (min(time_shard, full[0]), *full[1:])
+    most = {TIME: time_shard, STAR: star_chunk}
+    return tuple(
+        max(1, min(length, most.get(dim) or length))
+        for dim, length in zip(variable.dims, shape, strict=True)
+    )
 
 
-def _chunk_shape(variable: Variable, shard: tuple[int, ...]) -> tuple[int, ...]:
-    if not _is_sharded(variable):
-        return shard
+def _chunk_shape(shard: tuple[int, ...]) -> tuple[int, ...]:
     apertures = next(n for n in range(CHUNK_APERTURES, 0, -1) if shard[2] % n == 0)
     return (shard[0], shard[1], apertures)
 

@@ -14,22 +14,23 @@ from nightloom.store.products import kind_of, published_fingerprint, read_attemp
 State = Literal["done", "empty", "waiting", "blocked", "failed", "stale"]
 STATES: tuple[State, ...] = ("done", "empty", "waiting", "blocked", "failed", "stale")
 PLAN = "plan.parquet"
-COLUMNS = ["product", "fingerprint", "inputs", "note"]
+COLUMNS = ["product", "fingerprint", "needs", "uses", "note"]
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """A product that the plan wants: what it needs, and its fingerprint once that is known."""
+    """A product that the plan wants: its fingerprint as things stand, and what it is made of."""
 
     product: str
-    fingerprint: str = ""  # empty: an input must be made before it can be known
-    inputs: tuple[str, ...] = ()
+    fingerprint: str
+    needs: tuple[str, ...] = ()  # without them it is blocked
+    uses: tuple[str, ...] = ()  # it waits for them, and does without if they fail
     note: str = ""  # what the plan chose and what is missing, in words
 
 
 def write_expected(root: Path, expected: Iterable[Expected]) -> None:
     """Keep the expected products as the plan's table, `plan.parquet`."""
-    rows = [(e.product, e.fingerprint, list(e.inputs), e.note) for e in expected]
+    rows = [(e.product, e.fingerprint, list(e.needs), list(e.uses), e.note) for e in expected]
     table = pd.DataFrame(rows, columns=COLUMNS)
     root.mkdir(parents=True, exist_ok=True)
     temporary = root / f".{PLAN}"
@@ -44,7 +45,7 @@ def read_expected(root: Path) -> list[Expected]:
         return []
     table = pd.read_parquet(path)
     columns = (table[name] for name in COLUMNS)
-    return [Expected(p, f, tuple(i), n) for p, f, i, n in zip(*columns, strict=True)]
+    return [Expected(p, f, tuple(n), tuple(u), t) for p, f, n, u, t in zip(*columns, strict=True)]
 
 
 def ledger(root: Path, expected: Iterable[Expected]) -> pd.DataFrame:
@@ -77,18 +78,19 @@ def _state(
 ) -> tuple[State, str, tuple[str, ...]]:
     attempt = read_attempt(root, item.product)
     published = published_fingerprint(root, item.product)
-    tried = attempt is not None and attempt.fingerprint == item.fingerprint and item.fingerprint
-    if item.fingerprint and published == item.fingerprint:
+    broken = [n for n in item.needs if state_of.get(n) in ("failed", "blocked", "empty")]
+    if broken:
+        return "blocked", f"{broken[0]} is {state_of[broken[0]]}", ()
+    unmade = [n for n in item.needs + item.uses if state_of.get(n) in ("waiting", "stale")]
+    if unmade:
+        return ("stale" if published else "waiting"), f"{unmade[0]} must be made first", ()
+    tried = attempt is not None and attempt.fingerprint == item.fingerprint
+    if published == item.fingerprint:
         return "done", "", attempt.caveats if attempt is not None and tried else ()
     if attempt is not None and tried and attempt.outcome == "empty":
         return "empty", attempt.reason, attempt.caveats
     if attempt is not None and tried and attempt.outcome == "failed":
         return "failed", attempt.reason, ()
-    broken = [name for name in item.inputs if state_of.get(name) in ("failed", "blocked", "empty")]
-    if broken:
-        return "blocked", f"{broken[0]} is {state_of[broken[0]]}", ()
-    if published and item.fingerprint:
-        return "stale", "its inputs, settings or version changed since it was made", ()
     if published:
-        return "stale", "an input must be made first", ()
+        return "stale", "its inputs, settings or version changed since it was made", ()
     return "waiting", "", ()

@@ -1,0 +1,176 @@
+"""The light curve of a target over all nights: times at the barycentre, flux, flags, weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from nightloom.config import Target
+from nightloom.engine.recipe import Made, Recipe
+from nightloom.gather.differential import ensemble_product
+from nightloom.gather.ensemble import weights_for
+from nightloom.gather.join import field_product
+from nightloom.plan.fields import slug
+from nightloom.plan.recipes import filter_slug
+from nightloom.reduce.stars import plate_of
+from nightloom.schema.cube import LIGHTCURVE, TIME
+from nightloom.schema.flags import BITS, CAVEATS, cf_attributes
+from nightloom.sky.plate import to_sky
+from nightloom.sky.times import airmass, bjd_tdb
+from nightloom.store.encodings import read_arrays, read_attributes, write_store
+from nightloom.store.products import current, published_fingerprint
+from nightloom.store.provenance import provenance
+
+LIGHTCURVE_VERSION = 1
+_FROM_FIELD = ("jd_utc", "exposure_s", "fwhm_px", "shift_x_px", "shift_y_px", "path", "night")
+_FROM_ENSEMBLE = ("flux", "flux_err", "flags", "comparison", "raw_flux")
+
+
+class LightcurveSettings(BaseModel):
+    """What a light curve depends on besides the field's differential curves."""
+
+    model_config = ConfigDict(frozen=True)
+
+    target: Target
+    star: int  # id in the field's list, -1 where it is outside
+
+
+@dataclass(frozen=True, slots=True)
+class LightcurveJob:
+    product: str
+    note: str
+    field: Path | None
+    ensemble: Path | None
+    plate: Path | None
+    stars: Path | None
+    settings: LightcurveSettings
+    attributes: dict[str, Any]
+
+
+def lightcurve_product(target: str, filter_name: str, *, field: str = "") -> str:
+    """Id of a light curve; the field is named where the target lies in several."""
+    return f"lightcurve/{slug(target)}/{filter_slug(filter_name)}" + (f"-{field}" if field else "")
+
+
+def lightcurve_recipe(
+    root: Path, product: str, target: Target, field: str, filter_name: str, *, star: int, note: str
+) -> Recipe:
+    """Recipe of a light curve; star -1 gives an empty product whose reason is the note."""
+    source = ensemble_product(field, filter_name)
+    joined = field_product(field, filter_name)
+    settings = LightcurveSettings(target=target, star=star)
+    names = (source, joined, f"plate/{field}") if star >= 0 else ()
+    inputs = tuple((name, published_fingerprint(root, name)) for name in names)
+    inputs += (("note", note),) if star < 0 else ()
+    recipe = Recipe(
+        product, inputs, settings, LIGHTCURVE_VERSION, job=None, finish=make_lightcurve,
+        needs=(source,) if star >= 0 else (),
+        uses=(joined, f"plate/{field}") if star >= 0 else (f"stars/{field}",),
+    )  # fmt: skip
+    if star >= 0 and current(root, source) is None:
+        return recipe
+    attributes = provenance(
+        product, fingerprint=recipe.fingerprint, inputs=inputs, settings=settings,
+        algorithm=LIGHTCURVE_VERSION,
+    )  # fmt: skip
+    paths = (current(root, name) for name in (joined, source, f"plate/{field}", f"stars/{field}"))
+    job = LightcurveJob(product, note, *paths, settings, attributes)
+    return replace(recipe, job=job)
+
+
+def make_lightcurve(job: LightcurveJob, work: Path, _: list[Any]) -> Made:
+    """Cut the target out of the field's curves; writes `lightcurve.zarr` and `.ecsv`."""
+    star = job.settings.star
+    if star < 0 or job.field is None or job.ensemble is None:
+        return Made(outcome="empty", reason=job.note)
+    ensemble = read_arrays(job.ensemble, [*_FROM_ENSEMBLE, "best_aperture", "weight", "scatter"])
+    aperture = int(ensemble["best_aperture"][star])
+    if aperture < 0:
+        return Made(outcome="empty", reason="no aperture has enough clean points")
+    columns = read_arrays(job.field, [*_FROM_FIELD, "frame_flags", "radius_fwhm", "radius_px"])
+    by_star = read_arrays(job.field, ["x", "y", "background"], stars=slice(star, star + 1))
+    facts = read_attributes(job.field)
+    ra, dec, caveats = _place(job)
+    times, more = _times(columns["jd_utc"], ra, dec, facts["site"])
+    arrays: dict[str, NDArray[Any]] = {name: columns[name] for name in _FROM_FIELD}
+    arrays |= {name: ensemble[name][star] for name in _FROM_ENSEMBLE}
+    arrays |= {name: values[:, 0] for name, values in by_star.items()}
+    arrays |= times | {
+        "caveats": (columns["frame_flags"] & np.uint32(CAVEATS)).astype(np.uint32),
+        "weight": weights_for(ensemble["weight"][:, aperture], star),
+        "star_id": np.arange(len(ensemble["best_aperture"]), dtype=np.int32),
+    }
+    attributes = job.attributes | {
+        "target": job.settings.target.name,
+        "field": facts["field"],
+        "filter": facts["filter"],
+        "star": star,
+        "ra_deg": ra,
+        "dec_deg": dec,
+        "aperture": aperture,
+        "aperture_radius_fwhm": _number(columns["radius_fwhm"][aperture]),
+        "aperture_radius_px": _number(columns["radius_px"][aperture]),
+        "scatter_p2p": _number(ensemble["scatter"][star, aperture]),
+        "flux_units": "adu"
+        if (columns["frame_flags"] & BITS["gain_assumed"]).all()
+        else "electron",
+        "time_scale": "BJD_TDB at mid-exposure",
+    }
+    write_store(
+        work / "lightcurve.zarr", LIGHTCURVE, arrays, attributes=attributes,
+        extra={"flags": cf_attributes(), "caveats": cf_attributes("frame")},
+    )  # fmt: skip
+    _write_ecsv(work / "lightcurve.ecsv", arrays, attributes)
+    return Made(caveats=caveats + more)
+
+
+def _place(job: LightcurveJob) -> tuple[float | None, float | None, tuple[str, ...]]:
+    """Direction of the target, as given or by the plate."""
+    target = job.settings.target
+    if target.ra is not None and target.dec is not None:
+        return target.ra, target.dec, ()
+    if job.plate is None or job.stars is None:
+        return None, None, ("no plate: its direction and so its BJD are unknown",)
+    places = read_arrays(job.stars, ["x", "y"])
+    star = slice(job.settings.star, job.settings.star + 1)
+    ra, dec = to_sky(plate_of(job.plate), places["x"][star], places["y"][star])
+    return float(ra[0]), float(dec[0]), ()
+
+
+def _times(
+    jd_utc: NDArray[np.float64], ra: float | None, dec: float | None, site: list[float | None]
+) -> tuple[dict[str, NDArray[np.float64]], tuple[str, ...]]:
+    lat, lon, height = (np.nan if value is None else value for value in site)
+    if ra is None or dec is None:
+        nothing = np.full(len(jd_utc), np.nan)
+        return {"bjd_tdb": nothing, "airmass": nothing}, ()
+    caveats = () if np.isfinite(lat) else ("no site: BJD for the geocentre (to 21 ms), no airmass",)
+    return {
+        "bjd_tdb": bjd_tdb(jd_utc, ra, dec, lat, lon, height),
+        "airmass": airmass(jd_utc, ra, dec, lat, lon),
+    }, caveats
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _write_ecsv(path: Path, arrays: dict[str, NDArray[Any]], attributes: dict[str, Any]) -> None:
+    table = Table()
+    for variable in LIGHTCURVE:
+        if variable.dims == (TIME,):
+            values = arrays[variable.name]
+            table[variable.name] = values.astype(str) if variable.dtype == "str" else values
+            table[variable.name].description = variable.meaning
+            if variable.unit and variable.unit != "deg_C":
+                table[variable.name].unit = variable.unit
+    kept = {"software", "product", "fingerprint", "target", "field", "filter", "ra_deg", "dec_deg",
+            "aperture_radius_fwhm", "aperture_radius_px", "time_scale"}  # fmt: skip
+    table.meta.update({key: value for key, value in attributes.items() if key in kept})
+    table.write(path, format="ascii.ecsv")

@@ -1,0 +1,216 @@
+"""Local background of stars: the clipped median of a ring of pixels, its error, the noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+from nightloom.image.aperture import UNUSABLE, Floats, frame_arrays, positive, star_vectors
+from nightloom.image.calibrate import MASK_SATURATED, Mask, Pixels
+
+_UNCLEAN = UNUSABLE | MASK_SATURATED
+_MAX_CLIPS = 10
+_BLOCK_STARS = 64  # their rings fit the second-level cache
+_HALF_DIAGONAL = math.sqrt(0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Annuli:
+    """Arrays [star]; NaN where fewer than the required pixels are left.
+
+    level_e and its error error_e, rms_e: noise of one pixel, electrons; n_used: pixels kept.
+    """
+
+    level_e: Floats
+    error_e: Floats
+    rms_e: Floats
+    n_used: NDArray[np.int32]
+
+
+def annulus_background(
+    pixels_e: NDArray[Any],
+    mask: NDArray[Any],
+    x_px: ArrayLike,
+    y_px: ArrayLike,
+    *,
+    inner_px: float,
+    outer_px: float,
+    clip_sigma: float = 3.0,
+    min_pixels: int = 20,
+) -> Annuli:
+    """Clipped median of the pixels whose centres lie inner_px or more and below outer_px away.
+
+    pixels_e, mask: [y, x]; x_px, y_px: [star]. Masked and saturated pixels and what lies off the
+    frame are left out; the clipping repeats until nothing more goes, at most ten times.
+    Raises ValueError: shapes differ, radii do not rise from zero, clip_sigma not above zero.
+    """
+    pixels, flags = frame_arrays(pixels_e, mask)
+    x, y = star_vectors(x_px, y_px)
+    if not 0 <= inner_px < outer_px < math.inf:
+        raise ValueError(f"annulus needs 0 <= inner < outer, not {inner_px} to {outer_px}")
+    clip_sigma = positive("clip_sigma", clip_sigma)
+    least = max(1, int(min_pixels))
+    n_used = np.zeros(len(x), dtype=np.int32)
+    levels = np.full((3, len(x)), np.nan)
+    # Centres in the ring have their whole pixels in a ring wider by half a diagonal.
+    hole = max(inner_px - _HALF_DIAGONAL, 0.0)
+    room = int(math.pi * ((outer_px + _HALF_DIAGONAL) ** 2 - hole**2)) + 2
+    ring = np.empty((_BLOCK_STARS, min(room, pixels.size + 1)), dtype=np.float32)
+    for start in range(0, len(x), _BLOCK_STARS):
+        block = slice(start, start + _BLOCK_STARS)
+        counts = _fill_rings(pixels, flags, x[block], y[block], inner_px, outer_px, ring)
+        used = ring[: len(counts), : max(1, int(counts.max()))]
+        used.sort(axis=1)
+        _clip_rings(used, counts, clip_sigma, least, levels[:, block], n_used[block])
+    levels[1:] /= _clipped_deviation(clip_sigma)
+    return Annuli(level_e=levels[0], error_e=levels[1], rms_e=levels[2], n_used=n_used)
+
+
+def _clipped_deviation(clip_sigma: float) -> float:
+    """Deviation of a unit Gaussian cut at +-clip_sigma."""
+    density = math.exp(-0.5 * clip_sigma**2) / math.sqrt(2 * math.pi)
+    return math.sqrt(1 - 2 * clip_sigma * density / math.erf(clip_sigma / math.sqrt(2)))
+
+
+@njit(nogil=True, cache=True)
+def _fill_rings(
+    pixels: Pixels,
+    mask: Mask,
+    x_px: Floats,
+    y_px: Floats,
+    inner: float,
+    outer: float,
+    ring: Pixels,
+) -> NDArray[np.int64]:
+    """Good pixels of each ring in the rows of `ring`, infinity behind them; their numbers."""
+    ny, nx = pixels.shape
+    counts = np.zeros(x_px.size, dtype=np.int64)
+    for star in range(x_px.size):
+        x, y, row = x_px[star], y_px[star], ring[star]
+        n = 0
+        low, high = max(np.ceil(y - outer), 0.0), min(np.floor(y + outer), ny - 1.0)
+        if math.isfinite(x) and math.isfinite(y) and low <= high:
+            for j in range(int(low), int(high) + 1):
+                dy2 = (j - y) * (j - y)
+                left, right = _span(x, outer * outer - dy2, nx)
+                hole, beyond = _span(x, inner * inner - dy2, nx)
+                if beyond <= hole:
+                    hole = beyond = right
+                n = _append(pixels[j], mask[j], left, hole, row, n)
+                n = _append(pixels[j], mask[j], beyond, right, row, n)
+        row[n:] = np.inf
+        counts[star] = n
+    return counts
+
+
+@njit(nogil=True, cache=True)
+def _span(x: float, square: float, nx: int) -> tuple[int, int]:
+    """First pixel, and the one after the last, whose centres lie within sqrt(square) of x."""
+    if square <= 0.0:
+        return 0, 0
+    half = math.sqrt(square)
+    first, last = np.floor(x - half), np.ceil(x + half)
+    while (first - x) * (first - x) >= square and first <= last:
+        first += 1.0
+    while (last - x) * (last - x) >= square and last >= first:
+        last -= 1.0
+    return int(min(max(first, 0.0), nx)), int(max(min(last + 1.0, nx), 0.0))
+
+
+@njit(nogil=True, cache=True)
+def _append(row: Pixels, flags: Mask, start: int, stop: int, ring: Pixels, n: int) -> int:
+    """Copy the good pixels from start to stop behind the first n of `ring`; their number."""
+    dirty = 0
+    for i in range(max(stop - start, 0)):
+        value = row[start + i]
+        ring[n + i] = value
+        dirty |= (flags[start + i] & _UNCLEAN) | (not abs(value) < np.inf)
+    if not dirty:
+        return n + max(stop - start, 0)
+    for i in range(start, stop):
+        ring[n] = row[i]
+        n += (flags[i] & _UNCLEAN) == 0 and abs(row[i]) < np.inf
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _clip_rings(
+    ring: Pixels,
+    counts: NDArray[np.int64],
+    clip_sigma: float,
+    least: int,
+    levels: Floats,
+    n_used: NDArray[np.int32],
+) -> None:
+    """Level, its error and the deviation of the rows, each sorted, after clipping."""
+    for star in range(counts.size):
+        row = ring[star]
+        low, high = 0, counts[star]
+        deviation = 0.0
+        for clips in range(_MAX_CLIPS + 1):
+            n = high - low
+            if n < least:
+                break
+            centre = 0.5 * (np.float64(row[low + (n - 1) // 2]) + np.float64(row[low + n // 2]))
+            deviation = _deviation(row[low:high], centre)
+            a, b = low, high
+            while clips < _MAX_CLIPS and row[a] < centre - clip_sigma * deviation:
+                a += 1
+            while clips < _MAX_CLIPS and row[b - 1] > centre + clip_sigma * deviation:
+                b -= 1
+            if (a, b) == (low, high):
+                break
+            low, high = a, b
+        n = high - low
+        n_used[star] = n
+        if n >= least:
+            levels[0, star] = _median_of_steps(row, low, high)
+            levels[1, star] = deviation * math.sqrt(0.5 * math.pi / n)
+            levels[2, star] = deviation
+
+
+@njit(nogil=True, cache=True)
+def _deviation(values: Pixels, centre: float) -> float:
+    """Standard deviation; `centre` lies near the mean. Four sums keep the adders busy."""
+    t0 = t1 = t2 = t3 = s0 = s1 = s2 = s3 = 0.0
+    n = values.size
+    for i in range(0, n - 3, 4):
+        d0, d1 = values[i] - centre, values[i + 1] - centre
+        d2, d3 = values[i + 2] - centre, values[i + 3] - centre
+        t0, t1, t2, t3 = t0 + d0, t1 + d1, t2 + d2, t3 + d3
+        s0, s1, s2, s3 = s0 + d0 * d0, s1 + d1 * d1, s2 + d2 * d2, s3 + d3 * d3
+    for i in range(n - n % 4, n):
+        d0 = values[i] - centre
+        t0, s0 = t0 + d0, s0 + d0 * d0
+    mean = (t0 + t1 + t2 + t3) / n
+    return math.sqrt(max((s0 + s1 + s2 + s3) / n - mean * mean, 0.0))
+
+
+@njit(nogil=True, cache=True)
+def _median_of_steps(row: Pixels, low: int, high: int) -> float:
+    """Median of sorted row[low:high]; among many equal values, the place within their step.
+
+    Raw counts are whole numbers: their plain median locks to one of them, up to half a count off.
+    Source: the median of grouped data.
+    """
+    n = high - low
+    below, above = row[low + (n - 1) // 2], row[low + n // 2]
+    if below != above or n < 3:
+        return 0.5 * (np.float64(below) + np.float64(above))
+    a, b = low + (n - 1) // 2, low + n // 2 + 1
+    while a > low and row[a - 1] == below:
+        a -= 1
+    while b < high and row[b] == below:
+        b += 1
+    down = 0.5 * (np.float64(below) - row[a - 1]) if a > low else np.inf
+    up = 0.5 * (np.float64(row[b]) - below) if b < high else np.inf
+    down, up = min(down, 1e30), min(up, 1e30)
+    if b - a < 2 or min(down, up) >= 1e30:
+        return np.float64(below)
+    down, up = (up if down >= 1e30 else down), (down if up >= 1e30 else up)
+    return np.float64(below) - down + (down + up) * (low + 0.5 * n - a) / (b - a)

@@ -1,0 +1,309 @@
+"""Aperture sums, local background and their errors; what is wrong with a star's pixels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+from nightloom.image.calibrate import (
+    MASK_BAD,
+    MASK_COSMIC,
+    MASK_NAN,
+    Mask,
+    Pixels,
+    as_mask,
+    as_pixels,
+)
+
+Floats = NDArray[np.float64]
+
+UNUSABLE = MASK_BAD | MASK_COSMIC | MASK_NAN  # saturated pixels hold most of their star: summed
+
+# Area of a circular segment of chord c: r² u³ g(s²), with u the sine of its angle, s = c / 2r.
+# This is the series of g, without asin; 1e-9 px² up to s² = 0.04, where asin takes over.
+_SERIES = (1 / 12, 3 / 20, 29 / 140, 65 / 252, 281 / 924, 595 / 1716)
+_SERIES_LIMIT = 0.04
+
+
+@dataclass(frozen=True, slots=True)
+class ApertureSums:
+    """Arrays [star, aperture], float64; NaN for a star without a position.
+
+    flux_e: sum of the good pixels, each times its part inside the circle; NaN where there is none.
+    area_px, masked_px, outside_px: what of the circle is summed, masked, and beyond the frame.
+    """
+
+    flux_e: Floats
+    area_px: Floats
+    masked_px: Floats
+    outside_px: Floats
+
+
+def frame_arrays(pixels_e: NDArray[Any], mask: NDArray[Any]) -> tuple[Pixels, Mask]:
+    """Read-only views of a frame [y, x] as kernels take it, copied only where they must be.
+
+    Raises ValueError: not two dimensions, shapes differ.
+    """
+    if pixels_e.ndim != 2 or pixels_e.shape != mask.shape:
+        raise ValueError(f"pixels and mask must be equal [y, x], not {pixels_e.shape, mask.shape}")
+    pixels, flags = as_pixels(pixels_e).view(), as_mask(mask).view()
+    # One compiled version then serves arrays that may be written and those that may not.
+    pixels.flags.writeable = flags.flags.writeable = False
+    return pixels, flags
+
+
+def star_vectors(*vectors: ArrayLike) -> tuple[Floats, ...]:
+    """Native float64 arrays [star]. Raises ValueError: not one dimension, lengths differ."""
+    arrays = tuple(np.ascontiguousarray(vector, dtype=np.float64) for vector in vectors)
+    if any(array.ndim != 1 or array.shape != arrays[0].shape for array in arrays):
+        raise ValueError(f"needs equal arrays [star], not {[array.shape for array in arrays]}")
+    return arrays
+
+
+def positive(name: str, value: float) -> float:
+    """The value. Raises ValueError: not finite or not above zero."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be finite and above zero, not {value}")
+    return float(value)
+
+
+def aperture_sums(
+    pixels_e: NDArray[Any],
+    mask: NDArray[Any],
+    x_px: ArrayLike,
+    y_px: ArrayLike,
+    radii_px: ArrayLike,
+) -> ApertureSums:
+    """Sums over circles with exact overlap of circle and pixel, all radii in one pass.
+
+    pixels_e, mask: [y, x]; x_px, y_px: [star]; radii_px: [star, aperture] or [aperture], any order.
+    Pixels masked as bad, cosmic ray or NaN, or not finite, count as masked_px and are not summed.
+    Raises ValueError: shapes differ, a radius is not finite and above zero.
+    """
+    pixels, flags = frame_arrays(pixels_e, mask)
+    x, y = star_vectors(x_px, y_px)
+    radii = np.asarray(radii_px, dtype=np.float64)
+    if radii.ndim not in (1, 2) or (radii.ndim == 2 and len(radii) != len(x)):
+        raise ValueError(f"radii_px must be [aperture] or [star, aperture], not {radii.shape}")
+    if not np.all((radii > 0) & (radii < np.inf)):
+        raise ValueError("radii_px must be finite and above zero")
+    radii = np.broadcast_to(radii, (len(x), radii.shape[-1]))
+    order = np.argsort(radii, axis=1, kind="stable")
+    rising = np.take_along_axis(radii, order, axis=1)
+    sums = np.empty((4, *radii.shape))
+    _sum_stars(pixels, flags, x, y, rising, sums)
+    back = np.argsort(order, axis=1, kind="stable")[None]
+    return ApertureSums(*np.take_along_axis(sums, back, axis=2))
+
+
+@njit(nogil=True, cache=True)
+def _sum_stars(
+    pixels: Pixels, mask: Mask, x_px: Floats, y_px: Floats, radii_px: Floats, sums: Floats
+) -> None:
+    n_stars, n_radii = radii_px.shape
+    # Rows: flux, masked area, area in the frame. Whole pixels are counted once, at the smallest
+    # circle that holds them, and summed up over the circles at the end.
+    partial, whole = np.empty((3, n_radii)), np.empty((3, n_radii + 1))
+    for star in range(n_stars):
+        x, y, radii = x_px[star], y_px[star], radii_px[star]
+        if n_radii == 0 or not (math.isfinite(x) and math.isfinite(y)):
+            sums[:, star] = np.nan
+            continue
+        partial[:], whole[:] = 0.0, 0.0
+        cut = _sum_star(pixels, mask, x, y, radii, partial, whole)
+        flux = masked = seen = 0.0
+        for k in range(n_radii):
+            flux, masked, seen = flux + whole[0, k], masked + whole[1, k], seen + whole[2, k]
+            circle = math.pi * radii[k] ** 2
+            out = _of_circle(circle - (seen + partial[2, k]), circle) if cut else 0.0
+            bad = masked + partial[1, k]
+            good = _of_circle(circle - out - bad, circle)
+            sums[0, star, k] = flux + partial[0, k] if good > 0.0 else np.nan
+            sums[1, star, k], sums[2, star, k], sums[3, star, k] = good, bad, out
+
+
+@njit(nogil=True, cache=True)
+def _of_circle(area: float, circle: float) -> float:
+    """An area found as a difference: nothing where it is less than rounding can tell."""
+    return area if area > 1e-9 * circle else 0.0
+
+
+@njit(nogil=True, cache=True)
+def _sum_star(
+    pixels: Pixels,
+    mask: Mask,
+    x: float,
+    y: float,
+    radii: Floats,
+    partial: Floats,
+    whole: Floats,
+) -> bool:
+    """Add up one star; true where the frame's edge cuts its largest circle."""
+    ny, nx = pixels.shape
+    reach = radii[-1]
+    left, right = np.floor(x - reach + 0.5), np.floor(x + reach + 0.5)
+    low, high = np.floor(y - reach + 0.5), np.floor(y + reach + 0.5)
+    if right < 0 or high < 0 or left > nx - 1 or low > ny - 1:
+        return True
+    cut = left < 0 or low < 0 or right > nx - 1 or high > ny - 1
+    rows = int(max(low, 0.0)), int(min(high, ny - 1.0))
+    columns = int(max(left, 0.0)), int(min(right, nx - 1.0))
+    squares = radii * radii
+    # By quadrants: pixels on the axes through the centre are cut there, so that every piece has
+    # a nearest and a farthest corner and the circle falls within it.
+    for step_y in (1, -1):
+        j = _start(y, rows[0], rows[1], step_y)
+        first = 0
+        while rows[0] <= j <= rows[1]:
+            v = step_y * (j - y)
+            near, far = max(v - 0.5, 0.0), v + 0.5
+            while first < squares.size and squares[first] <= near * near:
+                first += 1
+            if first == squares.size:
+                break
+            for step_x in (1, -1):
+                _half_row(
+                    pixels[j], mask[j], x, columns, step_x, near, far,
+                    squares, first, cut, partial, whole,
+                )  # fmt: skip
+            j += step_y
+    return cut
+
+
+@njit(nogil=True, cache=True)
+def _start(centre: float, lowest: int, highest: int, step: int) -> int:
+    """The pixel to start from when walking away from the centre, within the frame."""
+    here = np.floor(centre + 0.5)
+    return int(max(here, lowest) if step > 0 else min(here, highest))
+
+
+@njit(nogil=True, cache=True)
+def _half_row(
+    row: Pixels,
+    flags: Mask,
+    x: float,
+    columns: tuple[int, int],
+    step: int,
+    y0: float,
+    y1: float,
+    squares: Floats,
+    first: int,
+    cut: bool,
+    partial: Floats,
+    whole: Floats,
+) -> None:
+    n_radii = squares.size
+    some = every = first  # the smallest circles that reach the pixel, and that hold all of it
+    i = _start(x, columns[0], columns[1], step)
+    while columns[0] <= i <= columns[1]:
+        u = step * (i - x)
+        x0, x1 = max(u - 0.5, 0.0), u + 0.5
+        while some < n_radii and squares[some] <= x0 * x0 + y0 * y0:
+            some += 1
+        if some == n_radii:
+            return
+        every = max(every, some)
+        while every < n_radii and squares[every] < x1 * x1 + y1 * y1:
+            every += 1
+        value = np.float64(row[i])
+        good = (flags[i] & UNUSABLE) == 0 and abs(value) < np.inf
+        kind, value = (0, value) if good else (1, 1.0)
+        area = (x1 - x0) * (y1 - y0)
+        whole[kind, every] += value * area
+        for k in range(some, every):
+            partial[kind, k] += value * _overlap(x0, x1, y0, y1, squares[k])
+        if cut:
+            whole[2, every] += area
+            for k in range(some, every):
+                partial[2, k] += _overlap(x0, x1, y0, y1, squares[k])
+        i += step
+
+
+@njit(nogil=True, cache=True)
+def _overlap(x0: float, x1: float, y0: float, y1: float, square: float) -> float:
+    """Area of a rectangle, 0 <= x0 <= x1 and 0 <= y0 <= y1, inside a circle that crosses it."""
+    # The arc enters at p, through the left or the upper side, and leaves at q, through the lower
+    # or the right one: the polygon under the chord, and the segment above it.
+    left, lower = square < x0 * x0 + y1 * y1, square < x1 * x1 + y0 * y0
+    p = math.sqrt(square - (x0 * x0 if left else y1 * y1))
+    q = math.sqrt(square - (y0 * y0 if lower else x1 * x1))
+    px, py = (x0, p) if left else (p, y1)
+    qx, qy = (q, y0) if lower else (x1, q)
+    polygon = (px - x0) * (y1 - y0) + 0.5 * (qx - px) * (py + qy - 2.0 * y0)
+    s2 = 0.25 * ((qx - px) ** 2 + (qy - py) ** 2) / square
+    if s2 > _SERIES_LIMIT:
+        s = math.sqrt(s2)
+        return polygon + square * (math.asin(min(s, 1.0)) - s * math.sqrt(max(1.0 - s2, 0.0)))
+    c0, c1, c2, c3, c4, c5 = _SERIES
+    g = c0 + s2 * (c1 + s2 * (c2 + s2 * (c3 + s2 * (c4 + s2 * c5))))
+    sine = (qx * py - qy * px) / square
+    return polygon + square * sine * sine * sine * g
+
+
+def flux_errors(
+    flux_e: ArrayLike,
+    area_px: ArrayLike,
+    *,
+    background_e: ArrayLike,
+    background_err_e: ArrayLike,
+    read_noise_e: float,
+    gain_e_per_adu: float,
+    dark_e: float = 0.0,
+    flat_err: float = 0.0,
+) -> Floats:
+    """Errors [star, aperture] of fluxes above the background, electrons (the CCD equation).
+
+    flux_e, area_px: [star, aperture]; background_e, its error: [star], of one pixel; dark_e: what
+    was subtracted as dark, of one pixel; flat_err: relative. Negative fluxes and backgrounds add
+    no photon noise. NaN stays NaN.
+    Raises ValueError: shapes differ. Source: Merline & Howell 1995, Exp. Astron. 6, 163.
+    """
+    level = np.maximum(np.asarray(background_e, dtype=np.float64), 0.0)
+    rounding = gain_e_per_adu**2 / 12  # variance of a count cut to whole numbers
+    pixel_e2 = level + dark_e + read_noise_e**2 + rounding
+    return _total_error(flux_e, area_px, pixel_e2, background_err_e, flat_err)
+
+
+def flux_errors_from_rms(
+    flux_e: ArrayLike,
+    area_px: ArrayLike,
+    *,
+    rms_e: ArrayLike,
+    background_err_e: ArrayLike,
+    flat_err: float = 0.0,
+) -> Floats:
+    """As flux_errors, with the measured noise of a pixel, rms_e [star], for sky, dark and readout.
+
+    For frames whose read noise or gain is unknown; with the gain taken as 1 the photon noise of
+    the star itself is then wrong by the square root of the gain.
+    Raises ValueError: shapes differ.
+    """
+    pixel_e2 = np.asarray(rms_e, dtype=np.float64) ** 2
+    return _total_error(flux_e, area_px, pixel_e2, background_err_e, flat_err)
+
+
+def _total_error(
+    flux_e: ArrayLike,
+    area_px: ArrayLike,
+    pixel_e2: Floats,
+    background_err_e: ArrayLike,
+    flat_err: float,
+) -> Floats:
+    flux, area = np.asarray(flux_e, dtype=np.float64), np.asarray(area_px, dtype=np.float64)
+    level_error = np.asarray(background_err_e, dtype=np.float64)
+    stars = flux.shape[:1]
+    if (
+        flux.ndim != 2
+        or area.shape != flux.shape
+        or not pixel_e2.shape == level_error.shape == stars
+    ):
+        shapes = flux.shape, area.shape, pixel_e2.shape, level_error.shape
+        raise ValueError(f"needs [star, aperture] twice and [star] twice, not {shapes}")
+    variance = np.maximum(flux, 0.0) + area * pixel_e2[:, None]
+    variance += (area * level_error[:, None]) ** 2 + (flat_err * flux) ** 2
+    return np.sqrt(variance)

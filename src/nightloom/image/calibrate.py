@@ -1,0 +1,206 @@
+"""Raw frame to electrons with a mask; maps of bad pixels from masters.
+
+Negatives stay. The mask says what is wrong with a pixel, its value is kept beside it; only what
+is no number (or was divided by nothing) becomes NaN.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+MASK_BAD = 1  # hot, dead or low-flat: never trust the value
+MASK_SATURATED = 2
+MASK_NONLINEAR = 4
+MASK_COSMIC = 8
+MASK_NAN = 16
+
+Pixels = NDArray[np.float32]
+Mask = NDArray[np.uint8]
+
+_TILE_PX = 64  # side of the squares in which a master is compared with itself
+_RAW_KINDS = ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8")
+
+
+def as_pixels(array: NDArray[Any]) -> Pixels:
+    """The array as native, C-contiguous float32; itself where it is that already."""
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def as_mask(array: NDArray[Any]) -> Mask:
+    """The array as C-contiguous uint8; itself where it is that already."""
+    return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+def calibrate(
+    raw: NDArray[Any],
+    *,
+    offset: NDArray[Any] | None,
+    inverse_flat: NDArray[Any] | None,
+    bad: NDArray[Any] | None,
+    gain_e_per_adu: float,
+    saturation_adu: float | None,
+    nonlinear_adu: float | None,
+) -> tuple[Pixels, Mask]:
+    """Electrons [y, x] and mask [y, x]: (raw - offset) * inverse_flat * gain in one pass.
+
+    offset (bias and dark, ADU), inverse_flat, bad (not 0: MASK_BAD): [y, x] or None. Levels are
+    of the raw value: at or above them MASK_SATURATED, MASK_NONLINEAR; None: not known.
+    What is not finite afterwards is NaN with MASK_NAN.
+    Raises ValueError: shapes differ, raw is no 2-D array of numbers up to 32 bits or float64.
+    """
+    if raw.ndim != 2 or raw.dtype.str[1:] not in _RAW_KINDS:
+        raise ValueError(f"raw must be [y, x] of 8 to 32 bits or float64, not {raw.dtype}")
+    for name, plane in (("offset", offset), ("inverse_flat", inverse_flat), ("bad", bad)):
+        if plane is not None and plane.shape != raw.shape:
+            raise ValueError(f"{name} is {plane.shape}, raw is {raw.shape}")
+    native = np.ascontiguousarray(raw, dtype=raw.dtype.newbyteorder("="))
+    nothing = np.empty((0, 0), dtype=np.float32)
+    result: tuple[Pixels, Mask] = _calibrate(
+        native,
+        nothing if offset is None else as_pixels(offset),
+        nothing if inverse_flat is None else as_pixels(inverse_flat),
+        np.empty((0, 0), dtype=np.uint8) if bad is None else as_mask(bad),
+        np.float32(gain_e_per_adu),
+        np.float32(np.inf if saturation_adu is None else saturation_adu),
+        np.float32(np.inf if nonlinear_adu is None else nonlinear_adu),
+    )
+    return result
+
+
+@njit(nogil=True, cache=True)
+def _calibrate(
+    raw: NDArray[Any],
+    offset: Pixels,
+    inverse_flat: Pixels,
+    bad: Mask,
+    gain: np.float32,
+    saturation: np.float32,
+    nonlinear: np.float32,
+) -> tuple[Pixels, Mask]:
+    ny, nx = raw.shape
+    pixels = np.empty((ny, nx), dtype=np.float32)
+    mask = np.zeros((ny, nx), dtype=np.uint8)
+    zeros = np.zeros(nx, dtype=np.float32)
+    ones = np.ones(nx, dtype=np.float32)
+    lowest = min(saturation, nonlinear)
+    infinite = np.float32(np.inf)
+    for y in range(ny):
+        source, row, flags = raw[y], pixels[y], mask[y]
+        # An absent plane is one row of zeros or ones, so that one fused loop serves all cases.
+        dark = offset[y] if offset.size else zeros
+        response = inverse_flat[y] if inverse_flat.size else ones
+        high = False
+        strange = False
+        for x in range(nx):
+            level = np.float32(source[x])
+            value = (level - dark[x]) * response[x] * gain
+            row[x] = value
+            high |= bool(level >= lowest)
+            strange |= not abs(value) < infinite
+        if bad.size:
+            known = bad[y]
+            for x in range(nx):
+                flags[x] = np.uint8(known[x] != 0)
+        if high or strange:
+            _mark(source, row, flags, saturation, nonlinear)
+    return pixels, mask
+
+
+@njit(nogil=True, cache=True)
+def _mark(
+    source: NDArray[Any],
+    row: Pixels,
+    flags: Mask,
+    saturation: np.float32,
+    nonlinear: np.float32,
+) -> None:
+    """Mask bits of one row; kept apart because few rows need it and the plain loop is fast."""
+    for x in range(row.size):
+        level = np.float32(source[x])
+        if level >= saturation and saturation < np.inf:
+            flags[x] |= MASK_SATURATED
+        if level >= nonlinear and nonlinear < np.inf:
+            flags[x] |= MASK_NONLINEAR
+        if not abs(row[x]) < np.inf:
+            row[x] = np.nan
+            flags[x] |= MASK_NAN
+
+
+def trim(array: NDArray[Any], trim_px: int) -> NDArray[Any]:
+    """View of [..., y, x] without `trim_px` pixels at each of the four sides.
+
+    Raises ValueError: nothing would be left.
+    """
+    ny, nx = array.shape[-2:]
+    if trim_px < 0 or 2 * trim_px >= min(ny, nx):
+        raise ValueError(f"trim_px {trim_px} leaves nothing of a frame of {nx} x {ny} pixels")
+    return array[..., trim_px : ny - trim_px, trim_px : nx - trim_px]
+
+
+def bad_from_dark(
+    dark_level: NDArray[Any], *, noise: NDArray[Any] | None = None, sigma: float = 8.0
+) -> Mask:
+    """Hot pixels [y, x] of a dark master: MASK_BAD where it stands out of its neighbourhood.
+
+    A pixel is hot where its level lies `sigma` robust scatters (1.4826 MAD) above the median of
+    its square of 64 pixels, so that amplifier glow is not; unsteady where its noise in the
+    stack does. No number: bad.
+    Raises ValueError: shapes differ, no [y, x].
+    """
+    bad = _outstanding(dark_level, sigma) | ~np.isfinite(dark_level)
+    if noise is not None:
+        if noise.shape != dark_level.shape:
+            raise ValueError(f"noise is {noise.shape}, dark_level is {dark_level.shape}")
+        bad |= _outstanding(noise, sigma) | ~np.isfinite(noise)
+    return np.where(bad, np.uint8(MASK_BAD), np.uint8(0))
+
+
+def bad_from_flat(flat: NDArray[Any], *, low: float = 0.5, high: float = 1.5) -> Mask:
+    """Dead and low pixels [y, x] of a flat master of any level: MASK_BAD.
+
+    Bad is what is no number, not above zero, or outside `low` to `high` times the median of its
+    square of 64 pixels (vignetting is not), or below a tenth of the median of the whole.
+    Raises ValueError: no [y, x].
+    """
+    level, _ = _by_tiles(flat)
+    with np.errstate(invalid="ignore"):
+        good = (flat > 0) & (flat > low * level) & (flat < high * level)
+        usable = flat[np.isfinite(flat) & (flat > 0)]
+        good &= flat > 0.1 * (np.median(usable) if usable.size else np.inf)
+    return np.where(good, np.uint8(0), np.uint8(MASK_BAD))
+
+
+def _outstanding(plane: NDArray[Any], sigma: float) -> NDArray[np.bool_]:
+    level, scatter = _by_tiles(plane)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(plane > level + sigma * scatter)
+
+
+def _by_tiles(plane: NDArray[Any]) -> tuple[Pixels, Pixels]:
+    """Median and 1.4826 MAD of the square each pixel lies in, [y, x]; NaN where it is all NaN.
+
+    The scatter is at least that of half the squares: in a square without spread (a master of
+    few integers) every other value would stand out.
+    """
+    if plane.ndim != 2:
+        raise ValueError(f"a plane [y, x] is needed, not {plane.shape}")
+    level = np.full(plane.shape, np.nan, dtype=np.float32)
+    scatter = np.full(plane.shape, np.nan, dtype=np.float32)
+    for y in range(0, plane.shape[0], _TILE_PX):
+        for x in range(0, plane.shape[1], _TILE_PX):
+            square = (slice(y, y + _TILE_PX), slice(x, x + _TILE_PX))
+            values = plane[square][np.isfinite(plane[square])].astype(np.float64)
+            if values.size:
+                median = np.median(values)
+                level[square] = median
+                scatter[square] = 1.4826 * np.median(np.abs(values - median))
+    known = scatter[np.isfinite(scatter)]
+    if known.size:
+        scatter = np.maximum(scatter, np.median(known))
+    return level, scatter

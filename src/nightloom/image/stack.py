@@ -1,0 +1,100 @@
+"""Frames warped onto a reference's grid and summed: for looking and detecting, never measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from nightloom.image.calibrate import MASK_BAD, MASK_COSMIC, MASK_NAN, as_mask, as_pixels
+
+Sums = NDArray[np.float64]
+_LEFT_OUT = MASK_BAD | MASK_COSMIC | MASK_NAN
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Running sums [y, x] over frames: weighted pixels, their squares, weights."""
+
+    total: Sums
+    squares: Sums
+    weight: Sums
+
+    @property
+    def mean(self) -> Sums:
+        """Weighted mean, NaN where no frame has a pixel."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(self.total / self.weight)
+
+    @property
+    def scatter(self) -> Sums:
+        """Weighted standard deviation of the frames about the mean."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            variance = self.squares / self.weight - (self.total / self.weight) ** 2
+        return np.asarray(np.sqrt(np.clip(variance, 0, None)))
+
+
+def empty_stack(ny: int, nx: int) -> Stack:
+    """A stack of no frame."""
+    return Stack(np.zeros((ny, nx)), np.zeros((ny, nx)), np.zeros((ny, nx)))
+
+
+def add_frame(
+    stack: Stack,
+    pixels_e: NDArray[Any],
+    mask: NDArray[Any],
+    matrix: NDArray[np.float64],
+    *,
+    weight: float,
+    scale: float = 1.0,
+    background_e: NDArray[Any] | None = None,
+    clip: tuple[Sums, Sums] | None = None,
+) -> None:
+    """Add one frame to the sums, bilinear between its four nearest pixels.
+
+    matrix [2, 3]: reference -> frame. Pixels count scale x (pixel - background). clip: mean and
+    allowed distance [y, x]; what lies further out is left out. A masked neighbour leaves it out.
+    """
+    nothing = np.zeros((0, 0))
+    background = np.zeros((0, 0), np.float32) if background_e is None else as_pixels(background_e)
+    centre, reach = clip if clip is not None else (nothing, nothing)
+    _add(
+        stack.total, stack.squares, stack.weight, as_pixels(pixels_e), as_mask(mask),
+        np.ascontiguousarray(matrix, dtype=np.float64), weight, scale, background, centre, reach,
+    )  # fmt: skip
+
+
+@njit(nogil=True, cache=True)
+def _add(
+    total: Sums, squares: Sums, weights: Sums, pixels: NDArray[np.float32],
+    mask: NDArray[np.uint8], matrix: NDArray[np.float64], weight: float, scale: float,
+    background: NDArray[np.float32], centre: Sums, reach: Sums,
+) -> None:  # fmt: skip
+    ny, nx = total.shape
+    rows, columns = pixels.shape
+    for y in range(ny):
+        for x in range(nx):
+            u = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
+            v = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
+            i, j = int(np.floor(u)), int(np.floor(v))
+            if i < 0 or j < 0 or i + 1 >= columns or j + 1 >= rows:
+                continue
+            around = mask[j, i] | mask[j, i + 1] | mask[j + 1, i] | mask[j + 1, i + 1]
+            if around & _LEFT_OUT:
+                continue
+            a, b = u - i, v - j
+            value = (
+                (1 - b) * ((1 - a) * pixels[j, i] + a * pixels[j, i + 1])
+                + b * ((1 - a) * pixels[j + 1, i] + a * pixels[j + 1, i + 1])
+            )  # fmt: skip
+            if background.size:
+                value -= background[j, i]
+            value *= scale
+            if centre.size and not abs(value - centre[y, x]) <= reach[y, x]:
+                continue
+            total[y, x] += weight * value
+            squares[y, x] += weight * value * value
+            weights[y, x] += weight

@@ -1,0 +1,279 @@
+"""The stages in order, each callable alone; the outcome of a run and its exit code.
+
+Each stage reads what the one before wrote. What is published with the fingerprint that it would
+get now is left alone; what failed with it is not tried again unless the failure was transient.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nightloom import __version__, stages
+from nightloom.config import Config
+from nightloom.engine.cluster import Engine
+from nightloom.engine.recipe import Event, Failed, Finished, ItemsDone, LogLine, Recipe, Started
+from nightloom.errors import ExitCode, ProductError, RunError, TransientError
+from nightloom.frames.scan import ScanResult
+from nightloom.frames.scan import scan as scan_frames
+from nightloom.plan.recipes import Plan, make_plan
+from nightloom.report.pages import page_recipes
+from nightloom.schema.frames import empty_frames
+from nightloom.store.fingerprint import digest_of
+from nightloom.store.ledger import write_expected
+from nightloom.store.products import (
+    Attempt,
+    published_fingerprint,
+    read_attempt,
+    sweep,
+    write_attempt,
+)
+
+FRAMES = "frames.parquet"
+Listener = Callable[[Event], None]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run came to."""
+
+    n_made: int = 0
+    n_kept: int = 0
+    n_empty: int = 0
+    failed: dict[str, str] = field(default_factory=dict)  # product -> reason
+    blocked: dict[str, str] = field(default_factory=dict)
+    cloudy: dict[str, float] = field(default_factory=dict)  # cube -> fraction quarantined
+
+    @property
+    def exit_code(self) -> ExitCode:
+        troubled = self.failed or self.blocked or self.cloudy
+        return ExitCode.SOME_FAILED if troubled else ExitCode.DONE
+
+
+class Run:
+    """A run over an archive: its engine, its listener, and its one log file."""
+
+    def __init__(self, config: Config, engine: Engine, listen: Listener) -> None:
+        self.config = config
+        self.root = config.products_path
+        self.engine = engine
+        self.outcome = Outcome()
+        self.id = datetime.now(UTC).strftime("%Y%m%dT%H%M%S") + f"-{os.getpid()}"
+        self.log_path = self.root / "logs" / f"{self.id}.log"
+        self._listen = listen
+        self._started: dict[str, str] = {}
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.log_path.parent.mkdir(exist_ok=True)
+        self.log(f"nightloom {__version__} on {socket.gethostname()}, products in {self.root}")
+        n_swept = sweep(self.root)
+        if n_swept:
+            self.log(f"removed {n_swept} folders of a run that was broken off")
+
+    def log(self, text: str) -> None:
+        """Append a line to the run's log."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self.log_path.open("a", encoding="utf-8") as file:
+            file.write(f"{now} {text}\n")
+
+    def make(self, recipes: Iterable[Recipe]) -> None:
+        """Make what is not there yet of one stage's products."""
+        due: list[Recipe] = []
+        for recipe in recipes:
+            if published_fingerprint(self.root, recipe.product) == recipe.fingerprint:
+                self.outcome.n_kept += 1
+            elif reason := self._hindered(recipe):
+                self.outcome.blocked[recipe.product] = reason
+                self.log(f"{recipe.product}: blocked: {reason}")
+            elif self._tried(recipe):
+                continue
+            else:
+                due.append(recipe)
+        for event in self.engine.make(self.root, due):
+            self._record(event)
+            self._listen(event)
+
+    def map(self, function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
+        """A function over items on the engine."""
+        return self.engine.map(function, items)
+
+    def fail(self, product: str, reason: str) -> None:
+        """Record that a product could not even be started."""
+        attempt = Attempt("", "failed", "product", reason, log=self.log_path.name, run=self.id)
+        write_attempt(self.root, product, attempt)
+        self.outcome.failed[product] = reason
+        self.log(f"{product}: failed: {reason}")
+
+    def _hindered(self, recipe: Recipe) -> str:
+        for need in recipe.needs:
+            if not published_fingerprint(self.root, need):
+                attempt = read_attempt(self.root, need)
+                why = attempt.reason if attempt is not None else "is not made"
+                return f"{need}: {why}"
+        return ""
+
+    def _tried(self, recipe: Recipe) -> bool:
+        """Whether the same was tried before with an end that would be the same again."""
+        attempt = read_attempt(self.root, recipe.product)
+        if attempt is None or attempt.fingerprint != recipe.fingerprint:
+            return False
+        if attempt.outcome == "empty":
+            self.outcome.n_empty += 1
+            return True
+        if attempt.outcome == "failed" and attempt.kind not in ("transient", "killed"):
+            self.outcome.failed[recipe.product] = attempt.reason + " (tried before)"
+            return True
+        return False
+
+    def _record(self, event: Event) -> None:
+        match event:
+            case LogLine(product=product, text=text):
+                self.log(f"{product}: {text}")
+            case Started(product=product, n_items=n):
+                self._started[product] = datetime.now(UTC).isoformat(timespec="seconds")
+                self.log(f"{product}: started" + (f", {n} frames" if n else ""))
+            case Finished():
+                self._finished(event)
+            case Failed(product=product, kind=kind, reason=reason, detail=detail):
+                self.outcome.failed[product] = reason
+                self.log(f"{product}: failed ({kind}): {reason}\n{detail}")
+                self._attempt(event, "failed", kind=kind, reason=reason)
+            case ItemsDone():
+                pass
+
+    def _finished(self, event: Finished) -> None:
+        made = event.made
+        if made.outcome == "empty":
+            self.outcome.n_empty += 1
+        else:
+            self.outcome.n_made += 1
+        share = made.n_quarantined / event.n_items if event.n_items else 0.0
+        if share > self.config.run.max_quarantined:
+            self.outcome.cloudy[event.product] = share
+        caveats = f" ({'; '.join(made.caveats)})" if made.caveats else ""
+        self.log(f"{event.product}: {made.outcome} {made.reason}{caveats} {event.seconds:.2f} s")
+        self._attempt(
+            event, made.outcome, reason=made.reason, caveats=made.caveats,
+            n_quarantined=made.n_quarantined,
+        )  # fmt: skip
+
+    def _attempt(self, event: Finished | Failed, outcome: Any, **more: Any) -> None:
+        attempt = Attempt(
+            fingerprint=event.fingerprint,
+            outcome=outcome,
+            log=self.log_path.name,
+            started=self._started.get(event.product, ""),
+            seconds=round(event.seconds, 3),
+            host=socket.gethostname(),
+            run=self.id,
+            n_items=event.n_items,
+            **more,
+        )
+        write_attempt(self.root, event.product, attempt)
+
+
+def read_frames(root: Path) -> pd.DataFrame:
+    """The frame table of the last scan; an empty one before there was one."""
+    path = root / FRAMES
+    return pd.read_parquet(path) if path.exists() else empty_frames()
+
+
+def scan(run: Run) -> ScanResult:
+    """Read the headers of new and changed files; writes `frames.parquet`."""
+    previous = read_frames(run.root)
+    # Every row is read again when profiles or the reader change.
+    rules = digest_of([__version__, {k: v for k, v in run.config.instrument.items()}])
+    reread = previous.attrs.get("rules", rules) != rules
+
+    def map_chunks(read: Callable[[Any], Any], chunks: list[Any]) -> Iterator[Any]:
+        for result in run.map(read, chunks):
+            if result.failure is not None:
+                raise RunError(where="scan", why=result.failure[1])
+            yield result.value
+
+    result = scan_frames(run.config, previous, map_chunks=map_chunks, reread=reread)
+    frames = result.frames
+    frames.attrs["rules"] = rules
+    _write_table(run.root / FRAMES, frames)
+    run.log(f"scan: {result.n_files} files, {result.n_read} read, {result.n_gone} gone")
+    return result
+
+
+def plan(run: Run) -> Plan:
+    """The plan of what the last scan found; writes `plan.parquet`."""
+    made = make_plan(read_frames(run.root), run.config)
+    frames = made.frames.copy()
+    frames.attrs = read_frames(run.root).attrs
+    _write_table(run.root / FRAMES, frames)
+    keep_expected(run, made)
+    return made
+
+
+def keep_expected(run: Run, made: Plan) -> None:
+    """Write what is expected, as things stand now, for the ledger."""
+    recipes = all_recipes(run.root, made, run.config)
+    write_expected(run.root, stages.expected_of(recipes, stages.notes_of(made)))
+
+
+def all_recipes(root: Path, made: Plan, config: Config) -> list[Recipe]:
+    """Every product the archive wants, pages included."""
+    recipes = stages.all_recipes(root, made, config)
+    return [*recipes, *page_recipes(root, recipes)]
+
+
+def reduce(run: Run, made: Plan) -> None:
+    """Masters, references, plates, star lists and cubes."""
+    root, config = run.root, run.config
+    run.make(stages.master_recipes(root, made, config, flats=False))
+    run.make(stages.master_recipes(root, made, config, flats=True))
+    run.make(_references(run, made))
+    run.make(stages.plate_recipes(root, made, config))
+    run.make(stages.stars_recipes(root, made, config))
+    run.make(stages.cube_recipes(root, made, config))
+
+
+def _references(run: Run, made: Plan) -> list[Recipe]:
+    """References that are pinned as they are, and new ones whose frames are chosen now."""
+    recipes: list[Recipe] = []
+    for name in made.fields:
+        recipe = stages.reference_of(run.root, made, run.config, name)
+        if published_fingerprint(run.root, recipe.product) != recipe.fingerprint:
+            try:
+                recipe = stages.chosen_reference(
+                    run.root, made, run.config, name, map_items=run.map
+                )
+            except ProductError as error:
+                run.fail(recipe.product, str(error))
+                continue
+        recipes.append(recipe)
+    return recipes
+
+
+def gather(run: Run, made: Plan) -> None:
+    """Joined stores, differential curves, and the light curves of the targets."""
+    run.make(stages.field_recipes(run.root, made))
+    run.make(stages.ensemble_recipes(run.root, made, run.config))
+    run.make(stages.lightcurve_recipes(run.root, made, run.config))
+
+
+def report(run: Run, made: Plan) -> None:
+    """Pages of what was made."""
+    run.make(page_recipes(run.root, stages.all_recipes(run.root, made, run.config)))
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        table.to_parquet(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TransientError(where=str(path), why=f"can't be written: {error}") from error
+
+

@@ -1,0 +1,263 @@
+"""The cube of one field, night and filter: frames measured in a bag, rows packed into shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from nightloom.config import Config, Instrument, PhotometrySection
+from nightloom.engine.recipe import Made, Recipe
+from nightloom.errors import ProductError
+from nightloom.plan.calibrations import Choice
+from nightloom.plan.recipes import PlannedCube
+from nightloom.reduce.masters import MasterPaths
+from nightloom.reduce.measure import Row, StarList, lost_row, measure_frame, star_list
+from nightloom.reduce.reference import CalibratedFrame
+from nightloom.reduce.stars import positions_of
+from nightloom.schema.cube import CUBE, ROW_VARIABLES
+from nightloom.schema.flags import BITS, FLAG_DTYPE, cf_attributes
+from nightloom.store.encodings import (
+    create_store,
+    read_arrays,
+    seal,
+    shard_times,
+    write_rows,
+    write_whole,
+)
+from nightloom.store.products import current, published_fingerprint
+from nightloom.store.provenance import provenance
+
+CUBE_VERSION = 1
+CLOUDY = 10 ** (-0.4 * 0.5)  # of the night's best transparency: 0.5 mag
+BEST_PERCENTILE = 90
+PIXELS_A_SECOND = 60e6  # measured on one core; only cuts partitions to about a second of work
+
+
+class CubeSettings(BaseModel):
+    """What a cube depends on besides its frames, masters and star list."""
+
+    model_config = ConfigDict(frozen=True)
+
+    radii_fwhm: tuple[float, ...]
+    radii_px: tuple[float, ...]
+    annulus_fwhm: tuple[float, float]
+    centroid: str
+    detection_sigma: float
+    max_elongation: float
+    min_matched: int
+    trim_px: int
+    nonlinear_adu: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CubeJob:
+    product: str
+    stars: Path
+    photometry: PhotometrySection
+    trim_px: int
+    n_frames: int
+    attributes: dict[str, Any]
+
+
+def cube_settings(config: Config, instrument: Instrument) -> CubeSettings:
+    """The part of the configuration that a cube depends on."""
+    photometry = config.photometry
+    return CubeSettings(
+        radii_fwhm=photometry.radii_fwhm,
+        radii_px=photometry.radii_px,
+        annulus_fwhm=photometry.annulus_fwhm,
+        centroid=photometry.centroid,
+        detection_sigma=photometry.detection_sigma,
+        max_elongation=photometry.max_elongation,
+        min_matched=photometry.min_matched,
+        trim_px=config.calibration.trim_px,
+        nonlinear_adu=instrument.nonlinear_adu,
+    )
+
+
+def calibrated_frames(root: Path, cube: PlannedCube, config: Config) -> tuple[CalibratedFrame, ...]:
+    """The frames of a cube with the paths of their masters, as far as these are published."""
+    return tuple(
+        CalibratedFrame(frame, paths_of(root, choice), instrument_of(config, frame.instrument))
+        for frame, choice in zip(cube.frames, cube.choices, strict=True)
+    )
+
+
+@lru_cache(maxsize=4096)
+def _path(root: Path, product: str, fingerprint: str) -> Path | None:
+    return current(root, product)
+
+
+def paths_of(root: Path, choice: Choice) -> MasterPaths:
+    """Where the chosen masters lie; one that could not be made is as one that is missing."""
+    return MasterPaths(
+        *(
+            _path(root, product, published_fingerprint(root, product)) if product else None
+            for product in (choice.bias, choice.dark, choice.flat)
+        )
+    )
+
+
+def instrument_of(config: Config, instrument: str) -> Instrument:
+    """The profile of an instrument; an empty one where the configuration has none."""
+    return config.instrument.get(instrument, Instrument())
+
+
+def cube_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:
+    """Recipe of a cube; the field's star list must be published to make it."""
+    items = calibrated_frames(root, cube, config)
+    masters = sorted({name for c in cube.choices for name in (c.bias, c.dark, c.flat) if name})
+    positions = positions_of(root, cube.field)
+    inputs = tuple(item.frame.identity for item in items)
+    inputs += tuple(item.frame.numbers for item in items)
+    inputs += tuple((name, published_fingerprint(root, name)) for name in masters)
+    inputs += () if positions is None else (positions,)
+    settings = cube_settings(config, items[0].instrument)
+    pixels = cube.frames[0].ny * cube.frames[0].nx
+    recipe = Recipe(
+        product=cube.product,
+        inputs=inputs,
+        settings=settings,
+        version=CUBE_VERSION,
+        job=None,
+        needs=(*masters, f"stars/{cube.field}"),
+        items=items,
+        begin=begin_cube,
+        step=measure_frames,
+        pack=pack_rows,
+        finish=finish_cube,
+        lost=lost_frame,
+        chunk_items=max(1, round(PIXELS_A_SECOND / pixels)),
+    )
+    stars = current(root, f"stars/{cube.field}")
+    if stars is None:
+        return recipe
+    attributes = provenance(
+        cube.product,
+        fingerprint=recipe.fingerprint,
+        inputs=inputs,
+        settings=settings,
+        algorithm=CUBE_VERSION,
+    )
+    attributes |= {
+        "field": cube.field,
+        "night": cube.night,
+        "filter": cube.filter,
+        "instrument": cube.frames[0].instrument,
+        "site": list(site_of(cube)),
+    }
+    n_stars = len(_stars(stars).x_px)
+    n_apertures = len(settings.radii_fwhm) + len(settings.radii_px)
+    job = CubeJob(cube.product, stars, config.photometry, settings.trim_px, len(items), attributes)
+    return replace(recipe, job=job, shard_items=shard_times(n_stars, n_apertures))
+
+
+@lru_cache(maxsize=8)
+def _stars(path: Path) -> StarList:
+    return star_list(path)
+
+
+def site_of(cube: PlannedCube) -> tuple[float | None, float | None, float | None]:
+    """Latitude, longitude (deg) and height (m) of the site, None where unknown."""
+    frame = cube.frames[0]
+    values = (frame.site_lat_deg, frame.site_lon_deg, frame.site_height_m)
+    lat, lon, height = (value if np.isfinite(value) else None for value in values)
+    return lat, lon, height
+
+
+def begin_cube(job: CubeJob, work: Path) -> None:
+    """Lay out the cube: a row for every planned frame."""
+    n_stars = len(_stars(job.stars).x_px)
+    photometry = job.photometry
+    n_apertures = len(photometry.radii_fwhm) + len(photometry.radii_px)
+    sizes = {"time": job.n_frames, "star": n_stars, "aperture": n_apertures}
+    extra = {"flags": cf_attributes("star"), "frame_flags": cf_attributes("frame")}
+    store = work / "cube.zarr"
+    create_store(
+        store, CUBE, sizes, attributes=job.attributes, extra=extra,
+        time_shard=shard_times(n_stars, n_apertures),
+    )  # fmt: skip
+    fwhm, fixed = len(photometry.radii_fwhm), len(photometry.radii_px)
+    write_whole(
+        store,
+        {
+            "star_id": np.arange(n_stars, dtype=np.int32),
+            "radius_fwhm": np.array([*photometry.radii_fwhm, *[np.nan] * fixed]),
+            "radius_px": np.array([*[np.nan] * fwhm, *photometry.radii_px]),
+        },
+    )
+
+
+def measure_frames(job: CubeJob, items: tuple[CalibratedFrame, ...]) -> list[Row]:
+    """Rows of some frames."""
+    stars = _stars(job.stars)
+    return [measure_frame(item, stars, job.photometry, trim_px=job.trim_px) for item in items]
+
+
+def lost_frame(job: CubeJob, item: CalibratedFrame, reason: str) -> Row:
+    """The row of a frame that no worker survives."""
+    return lost_row(item, len(_stars(job.stars).x_px), job.photometry, reason)
+
+
+def pack_rows(job: CubeJob, work: Path, start: int, rows: list[Row]) -> int:
+    """Write one whole shard of rows."""
+    arrays = {}
+    for variable in ROW_VARIABLES:
+        values = [row[variable.name] for row in rows]
+        dtype = object if variable.dtype == "str" else variable.dtype
+        arrays[variable.name] = np.array(values, dtype=dtype)
+    write_rows(work / "cube.zarr", start, arrays)
+    return len(rows)
+
+
+def finish_cube(job: CubeJob, work: Path, packed: list[int]) -> Made:
+    """Flag clouds, which only the whole night shows; check the cube; seal it."""
+    store = work / "cube.zarr"
+    if sum(packed) != job.n_frames:
+        raise ProductError(
+            where=job.product, why=f"{sum(packed)} rows written of {job.n_frames} planned"
+        )
+    names = ["frame_flags", "transparency", "jd_utc", "flux"]
+    arrays = read_arrays(store, names)
+    flags = arrays["frame_flags"].astype(FLAG_DTYPE)
+    measured = flags & BITS["not_measured"] == 0
+    n_lost = int(np.count_nonzero(~measured))
+    if not measured.any():
+        reasons = read_arrays(store, ["reason"])["reason"]
+        return Made(
+            outcome="empty",
+            reason=f"no frame could be measured: {reasons[0]}",
+            n_quarantined=n_lost,
+        )
+    _check(job, arrays, measured)
+    seen = arrays["transparency"][measured]
+    if np.isfinite(seen).any():
+        best = np.nanpercentile(seen, BEST_PERCENTILE)
+        cloudy = measured & (arrays["transparency"] < CLOUDY * best)
+        flags[cloudy] |= BITS["cloudy"]
+        write_whole(store, {"frame_flags": flags})
+    seal(store)
+    caveats = [
+        name for name in ("calibration_missing", "gain_assumed") if (flags & BITS[name]).all()
+    ]
+    if n_lost:
+        caveats.append(f"{n_lost} of {job.n_frames} frames quarantined")
+    return Made(caveats=tuple(caveats), n_quarantined=n_lost)
+
+
+def _check(job: CubeJob, arrays: dict[str, Any], measured: Any) -> None:
+    """What a cube must hold, read back from disk.
+
+    Raises ProductError: times are not in order, or a measured frame has no flux at all.
+    """
+    if np.any(np.diff(arrays["jd_utc"]) < 0):
+        raise ProductError(where=job.product, why="times are not in order")
+    dark = measured & ~np.isfinite(arrays["flux"]).any(axis=(1, 2))
+    if dark.any():
+        first = int(np.flatnonzero(dark)[0])
+        raise ProductError(where=job.product, why=f"row {first} is measured but has no flux")

@@ -1,0 +1,148 @@
+"""One frame from file to electrons and stars: what candidates, reference and cube all need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nightloom.config import Instrument, PhotometrySection
+from nightloom.errors import FrameError
+from nightloom.frames.fits import read_pixels
+from nightloom.image.align import Alignment, Refusal, align
+from nightloom.image.calibrate import MASK_BAD, MASK_SATURATED, calibrate
+from nightloom.image.detect import Background, Detections, background_at, background_mesh, detect
+from nightloom.image.psf import PsfShape, measure_psf
+from nightloom.plan.recipes import PlannedFrame
+from nightloom.reduce.masters import Calibration, saturation_of
+
+START_FWHM_PX = 3.5
+DETECT_STARS = 400
+ALIGN_STARS = 100
+MIN_STARS = 3
+MAX_SATURATED = 0.5  # fraction of the frame: then it is twilight, not a field of stars
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """A calibrated frame: electrons and mask [y, x], with what its noise needs."""
+
+    raw: NDArray[Any]
+    pixels_e: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+    gain_e_per_adu: float
+    gain_assumed: bool
+    read_noise_e: float  # NaN where unknown
+    dark_e: float
+    flat_err: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What is seen in a calibrated frame."""
+
+    background: Background
+    stars: Detections
+    psf: PsfShape
+
+
+def expose(
+    frame: PlannedFrame, calibration: Calibration, instrument: Instrument, *, trim_px: int
+) -> Exposure:
+    """Read and calibrate a frame.
+
+    Raises FrameError: it can't be read, its shape is not that of its masters, it has no number.
+    """
+    raw = read_pixels(frame.file, frame.hdu)
+    for plane in (calibration.offset, calibration.inverse_flat):
+        if plane is not None and plane.shape != raw.shape:
+            raise FrameError(where=frame.path, why=f"is {raw.shape}, its masters are {plane.shape}")
+    gain = frame.gain_e_per_adu
+    assumed = not np.isfinite(gain)
+    gain = 1.0 if assumed else gain
+    saturation = saturation_of(frame, raw.dtype)
+    pixels, mask = calibrate(
+        raw,
+        offset=calibration.offset,
+        inverse_flat=calibration.inverse_flat,
+        bad=calibration.bad,
+        gain_e_per_adu=gain,
+        saturation_adu=saturation,
+        nonlinear_adu=instrument.nonlinear_adu,
+    )
+    if trim_px:
+        mask = trimmed(mask, trim_px)
+    if not np.isfinite(pixels).any():
+        raise FrameError(where=frame.path, why="no pixel holds a number")
+    if np.count_nonzero(mask & MASK_SATURATED) > MAX_SATURATED * mask.size:
+        raise FrameError(where=frame.path, why="more than half of its pixels are saturated")
+    return Exposure(
+        raw, pixels, mask, gain, assumed, frame.read_noise_e, calibration.dark_adu * gain,
+        calibration.flat_err,
+    )  # fmt: skip
+
+
+def trimmed(mask: NDArray[np.uint8], trim_px: int) -> NDArray[np.uint8]:
+    """The mask with a border that is never used; coordinates stay those of the raw frame."""
+    out = mask | np.uint8(MASK_BAD)
+    inner = (slice(trim_px, -trim_px), slice(trim_px, -trim_px))
+    out[inner] = mask[inner]
+    return out
+
+
+def look(exposure: Exposure, *, fwhm_px: float, settings: PhotometrySection) -> Sight:
+    """Background, stars and PSF of a frame; the kernel's width is corrected once if far off."""
+    background = background_mesh(exposure.pixels_e, exposure.mask)
+    stars = _detect(exposure, background, fwhm_px, settings)
+    psf = _psf(exposure, background, stars, fwhm_px)
+    if psf.n_stars and not 0.7 < psf.fwhm_px / fwhm_px < 1.4:
+        stars = _detect(exposure, background, psf.fwhm_px, settings)
+        psf = _psf(exposure, background, stars, psf.fwhm_px)
+    return Sight(background, stars, psf)
+
+
+def _detect(
+    exposure: Exposure, background: Background, fwhm_px: float, settings: PhotometrySection
+) -> Detections:
+    return detect(
+        exposure.pixels_e,
+        exposure.mask,
+        background,
+        fwhm_px=fwhm_px,
+        threshold_sigma=settings.detection_sigma,
+        max_stars=DETECT_STARS,
+    )
+
+
+def _psf(exposure: Exposure, background: Background, stars: Detections, fwhm_px: float) -> PsfShape:
+    level, _ = background_at(background, stars.x_px, stars.y_px)
+    return measure_psf(
+        exposure.pixels_e,
+        exposure.mask,
+        stars.x_px,
+        stars.y_px,
+        background_e=level,
+        saturated=stars.saturated,
+        blended=stars.blended,
+        guess_fwhm_px=fwhm_px,
+    )
+
+
+def place(
+    reference_xy: NDArray[np.float64], sight: Sight, *, settings: PhotometrySection
+) -> Alignment | Refusal:
+    """Where the reference lies in the frame.
+
+    reference_xy: [star, 2], brightest first.
+    """
+    found = np.column_stack([sight.stars.x_px, sight.stars.y_px])[:ALIGN_STARS]
+    fwhm_px = sight.psf.fwhm_px if sight.psf.n_stars else START_FWHM_PX
+    return align(
+        reference_xy[:ALIGN_STARS],
+        found,
+        min_matched=settings.min_matched,
+        tolerance_px=max(1.5, 0.4 * fwhm_px),
+        model="similarity" if len(found) < 12 else "affine",
+    )

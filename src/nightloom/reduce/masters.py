@@ -1,0 +1,232 @@
+"""Masters: bias, dark and flat from row sections; and what a frame's calibration comes to."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nightloom.config import CalibrationSection
+from nightloom.engine.recipe import Made, Recipe
+from nightloom.errors import FrameError, ProductError
+from nightloom.frames.fits import read_pixels
+from nightloom.image.calibrate import bad_from_dark, bad_from_flat
+from nightloom.image.combine import median_combine, stack_noise
+from nightloom.plan.recipes import PlannedFrame, PlannedMaster
+from nightloom.schema.cube import MASTER
+from nightloom.store.encodings import read_arrays, read_attributes, write_store
+from nightloom.store.products import current, published_fingerprint
+from nightloom.store.provenance import provenance
+
+MASTER_VERSION = 1
+SECTION_BYTES = 32 << 20
+MIN_FRAMES = 3  # with fewer, a cosmic ray stays in the median: said as a caveat
+FLAT_LOW, FLAT_HIGH = 0.02, 0.85  # usable level of a flat, as a fraction of saturation
+CACHE = 6
+
+log = logging.getLogger("nightloom")
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a frame of one exposure time is calibrated with; ADU, None where there is nothing."""
+
+    offset: Floats | None
+    inverse_flat: Floats | None
+    bad: NDArray[np.uint8] | None
+    dark_adu: float  # median dark signal in the exposure, for the noise
+    flat_err: float  # relative error of the flat
+
+
+@dataclass(frozen=True, slots=True)
+class MasterPaths:
+    """Where the masters of a frame lie; their paths hold their fingerprints."""
+
+    bias: Path | None = None
+    dark: Path | None = None
+    flat: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MasterJob:
+    image_type: str
+    product: str
+    frames: tuple[PlannedFrame, ...]
+    paths: MasterPaths
+    settings: CalibrationSection
+    attributes: dict[str, Any]
+
+
+def master_recipe(root: Path, master: PlannedMaster, settings: CalibrationSection) -> Recipe:
+    """Recipe of a master; the masters that it needs must be published."""
+    upstream = [name for name in (master.choice.bias, master.choice.dark) if name]
+    inputs = tuple(frame.identity for frame in master.frames)
+    inputs += tuple((name, published_fingerprint(root, name)) for name in upstream)
+    # Which master is nearest is part of the inputs; what a median does has no settings.
+    recipe = Recipe(
+        master.product, inputs, None, MASTER_VERSION, job=None, finish=make_master,
+        needs=tuple(upstream),
+    )  # fmt: skip
+    attributes = provenance(
+        master.product,
+        fingerprint=recipe.fingerprint,
+        inputs=inputs,
+        settings=None,
+        algorithm=MASTER_VERSION,
+    )
+    paths = MasterPaths(
+        bias=current(root, master.choice.bias) if master.choice.bias else None,
+        dark=current(root, master.choice.dark) if master.choice.dark else None,
+    )
+    job = MasterJob(
+        master.kit.image_type, master.product, master.frames, paths, settings, attributes
+    )
+    return replace(recipe, job=job)
+
+
+def make_master(job: MasterJob, work: Path, _: list[Any]) -> Made:
+    """Combine the frames and write `master.zarr`.
+
+    A frame that can't be read is left out with a caveat; without any, the product fails.
+    """
+    frames, caveats = _readable(job.frames)
+    if not frames:
+        raise ProductError(where=job.product, why=f"none of {len(job.frames)} frames is usable")
+    if job.image_type == "flat":
+        level, noise, frames, more = _flat(job, frames)
+        caveats += more
+        bad = bad_from_flat(level)
+    else:
+        level, noise = _median(frames)
+        bad = bad_from_dark(level) if job.image_type == "dark" else np.zeros(level.shape, np.uint8)
+    if len(frames) < MIN_FRAMES:
+        caveats += (f"of {len(frames)} frames only",)
+    attributes = job.attributes | {
+        "image_type": job.image_type,
+        "units": "1" if job.image_type == "flat" else "adu",
+        "exposure_s": frames[0].exposure_s,
+        "n_frames": len(frames),
+        "frames": [frame.path for frame in frames],
+    }
+    arrays = {"level": level, "noise": noise, "bad": bad}
+    write_store(work / "master.zarr", MASTER, arrays, attributes=attributes)
+    return Made(caveats=caveats)
+
+
+def _readable(
+    frames: tuple[PlannedFrame, ...],
+) -> tuple[tuple[PlannedFrame, ...], tuple[str, ...]]:
+    good: list[PlannedFrame] = []
+    caveats: tuple[str, ...] = ()
+    for frame in frames:
+        try:
+            read_pixels(frame.file, frame.hdu, rows=slice(frame.ny - 1, frame.ny))
+            good.append(frame)
+        except FrameError as error:
+            log.warning("left out of the master: %s", error)
+            caveats += (f"{frame.path} left out: {error.why}",)
+    return tuple(good), caveats
+
+
+def _sections(frames: tuple[PlannedFrame, ...], bytes_a_pixel: int) -> list[slice]:
+    ny, nx = frames[0].ny, frames[0].nx
+    rows = max(1, SECTION_BYTES // (bytes_a_pixel * nx * len(frames)))
+    return [slice(a, min(a + rows, ny)) for a in range(0, ny, rows)]
+
+
+def _median(frames: tuple[PlannedFrame, ...]) -> tuple[Floats, Floats]:
+    """Exact median and scatter of raw frames, section by section."""
+    level = np.empty((frames[0].ny, frames[0].nx), np.float32)
+    noise = np.empty_like(level)
+    for rows in _sections(frames, 2):
+        stack = np.stack([read_pixels(frame.file, frame.hdu, rows=rows) for frame in frames])
+        level[rows] = median_combine(stack)
+        noise[rows] = stack_noise(stack, level[rows])
+    return level, noise
+
+
+def _flat(
+    job: MasterJob, frames: tuple[PlannedFrame, ...]
+) -> tuple[Floats, Floats, tuple[PlannedFrame, ...], tuple[str, ...]]:
+    """Flats less their offset, each over its own level before the median is taken."""
+    offsets = [calibration_of(job.paths, frame.exposure_s).offset for frame in frames]
+    caveats: tuple[str, ...] = ()
+    levels: list[float] = []
+    used: list[int] = []
+    for k, frame in enumerate(frames):
+        raw = read_pixels(frame.file, frame.hdu)
+        full = saturation_of(frame, raw.dtype)
+        middle = float(np.median(_less(raw, offsets[k], slice(None))))
+        raw_middle = float(np.median(raw))
+        if not FLAT_LOW * full < raw_middle < FLAT_HIGH * full or middle <= 0:
+            caveats += (f"{frame.path} left out: level {raw_middle:.0f} adu",)
+            continue
+        levels.append(middle)
+        used.append(k)
+    if not used:
+        raise ProductError(where=job.product, why="no flat has a usable level: " + caveats[0])
+    level = np.empty((frames[0].ny, frames[0].nx), np.float32)
+    noise = np.empty_like(level)
+    for rows in _sections(frames, 4):
+        stack = np.stack(
+            [
+                _less(read_pixels(frames[k].file, frames[k].hdu, rows=rows), offsets[k], rows)
+                / np.float32(middle)
+                for k, middle in zip(used, levels, strict=True)
+            ]
+        )
+        level[rows] = median_combine(stack)
+        noise[rows] = stack_noise(stack, level[rows])
+    if job.paths.bias is None and job.paths.dark is None:
+        caveats += ("no bias or dark taken off the flats",)
+    scale = np.float32(np.median(level))
+    return level / scale, noise / scale, tuple(frames[k] for k in used), caveats
+
+
+def _less(raw: NDArray[Any], offset: Floats | None, rows: slice) -> Floats:
+    pixels = raw.astype(np.float32)
+    return pixels if offset is None else pixels - offset[rows]
+
+
+def saturation_of(frame: PlannedFrame, dtype: np.dtype[Any]) -> float:
+    """Level at which a raw pixel saturates: as told, else just below what its type can hold."""
+    if np.isfinite(frame.saturation_adu):
+        return frame.saturation_adu
+    if dtype.kind in "iu":
+        return 0.98 * float(np.iinfo(dtype).max)
+    return float("inf")
+
+
+@lru_cache(maxsize=CACHE)
+def calibration_of(paths: MasterPaths, exposure_s: float) -> Calibration:
+    """Offset, inverse flat and bad pixels for frames of one exposure time.
+
+    A dark of another exposure is scaled about the bias; without a bias it is used only as it
+    is. Kept in the worker for the next frames: at most `CACHE` of them.
+    """
+    bias = None if paths.bias is None else read_arrays(paths.bias, ["level"])["level"]
+    offset, dark_adu, bad = bias, 0.0, None
+    if paths.dark is not None:
+        arrays = read_arrays(paths.dark, ["level", "bad"])
+        dark_s = float(read_attributes(paths.dark)["exposure_s"])
+        offset, bad = arrays["level"], arrays["bad"]
+        if bias is not None:
+            share = np.float32(exposure_s / dark_s if dark_s > 0 else 0.0)
+            offset = bias + share * (arrays["level"] - bias)
+            dark_adu = max(0.0, float(np.median(offset - bias)))
+    inverse_flat, flat_err = None, 0.0
+    if paths.flat is not None:
+        arrays = read_arrays(paths.flat, ["level", "noise", "bad"])
+        n_frames = int(read_attributes(paths.flat)["n_frames"])
+        good = arrays["bad"] == 0
+        inverse_flat = np.ones_like(arrays["level"])
+        inverse_flat[good] = 1 / arrays["level"][good]
+        flat_err = float(np.median(arrays["noise"])) / np.sqrt(n_frames)
+        bad = arrays["bad"] if bad is None else bad | arrays["bad"]
+    return Calibration(offset, inverse_flat, bad, dark_adu, flat_err)

@@ -1,0 +1,297 @@
+"""One frame to one row of numbers: every step, every decision, every flag."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nightloom.config import PhotometrySection
+from nightloom.errors import FrameError
+from nightloom.image import align as alignment
+from nightloom.image.align import Alignment
+from nightloom.image.aperture import (
+    Annuli,
+    annulus_background,
+    aperture_sums,
+    blended,
+    flux_errors,
+    flux_errors_from_rms,
+    inspect_stars,
+)
+from nightloom.image.centroid import Centroids, quadratic, windowed
+from nightloom.plan.recipes import PlannedFrame
+from nightloom.reduce.detection import Exposure, Sight, expose, look, place
+from nightloom.reduce.masters import calibration_of
+from nightloom.reduce.reference import CalibratedFrame
+from nightloom.schema.cube import ROW_VARIABLES
+from nightloom.schema.flags import BITS
+from nightloom.sky.times import airmass
+from nightloom.store.encodings import read_arrays, read_attributes
+
+Row = dict[str, Any]
+CENTROID_CAP_FWHM = 0.5
+LOW_MATCH = 8
+BLEND_FWHM = 2.0
+FLAG_RADIUS_FWHM = 1.5
+
+log = logging.getLogger("nightloom")
+
+
+@dataclass(frozen=True, slots=True)
+class StarList:
+    """The field's stars in the reference: positions, fluxes, and which are good for aligning."""
+
+    x_px: NDArray[np.float64]
+    y_px: NDArray[np.float64]
+    flux_e: NDArray[np.float64]
+    clean: NDArray[np.bool_]  # neither saturated nor blended nor appended
+    detected: NDArray[np.bool_]
+    fwhm_px: float
+    exposure_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Where the stars are in a frame, and which had to fall back on the alignment."""
+
+    x_px: NDArray[np.float64]
+    y_px: NDArray[np.float64]
+    fallback: NDArray[np.bool_]
+
+
+def measure_frame(
+    item: CalibratedFrame, stars: StarList, settings: PhotometrySection, *, trim_px: int
+) -> Row:
+    """All that the cube holds of one frame.
+
+    A frame that can't be measured gives a row of NaN with `not_measured` and its reason.
+    """
+    try:
+        calibration = calibration_of(item.paths, item.frame.exposure_s)
+        exposure = expose(item.frame, calibration, item.instrument, trim_px=trim_px)
+        sight = look(exposure, fwhm_px=stars.fwhm_px, settings=settings)
+        placed = _place(item.frame, sight, stars, settings)
+    except FrameError as error:
+        log.warning("quarantined: %s", error)
+        row = empty_row(item.frame, len(stars.x_px), settings, reason=error.why)
+    else:
+        row = _measure(item, exposure, sight, placed, stars, settings)
+    row["frame_flags"] |= _frame_caveats(item)
+    return row
+
+
+def empty_row(
+    frame: PlannedFrame, n_stars: int, settings: PhotometrySection, *, reason: str
+) -> Row:
+    """The row of a frame that was not measured."""
+    sizes = {"star": n_stars, "aperture": len(settings.radii_fwhm) + len(settings.radii_px)}
+    row: Row = {}
+    for variable in ROW_VARIABLES:
+        if len(variable.dims) > 1:
+            shape = tuple(sizes[dim] for dim in variable.dims[1:])
+            row[variable.name] = np.full(shape, variable.fill, dtype=variable.dtype)
+        else:
+            row[variable.name] = variable.fill
+    row["flags"][:] = 0
+    row |= _known(frame) | {
+        "reason": reason,
+        "n_matched": 0,
+        "frame_flags": BITS["not_measured"],
+    }
+    return row
+
+
+def _known(frame: PlannedFrame) -> Row:
+    """What is known of a frame without its pixels."""
+    here = (frame.site_lat_deg, frame.site_lon_deg)
+    return {
+        "path": frame.path,
+        "reason": "",
+        "jd_utc": frame.jd_utc,
+        "exposure_s": frame.exposure_s,
+        "airmass_center": float(airmass(frame.jd_utc, frame.ra_deg, frame.dec_deg, *here)),
+    }
+
+
+def _frame_caveats(item: CalibratedFrame) -> int:
+    flags = 0
+    if item.frame.time_suspect:
+        flags |= BITS["time_suspect"]
+    if item.paths.dark is None or item.paths.flat is None:
+        flags |= BITS["calibration_missing"]
+    if not np.isfinite(item.frame.gain_e_per_adu):
+        flags |= BITS["gain_assumed"]
+    return flags
+
+
+def _place(
+    frame: PlannedFrame, sight: Sight, stars: StarList, settings: PhotometrySection
+) -> Alignment:
+    """Where the star list lies in the frame.
+
+    Raises FrameError: too few stars, or the alignment is refused.
+    """
+    if not len(sight.stars.x_px):
+        raise FrameError(where=frame.path, why="no stars found")
+    xy = np.column_stack([stars.x_px, stars.y_px])[stars.detected]
+    placed = place(xy, sight, settings=settings)
+    if not isinstance(placed, Alignment):
+        raise FrameError(
+            where=frame.path,
+            why=f"does not align with the reference: {placed.reason}",
+            do="another field, clouds or trailed?",
+        )
+    return placed
+
+
+def _measure(
+    item: CalibratedFrame, exposure: Exposure, sight: Sight, placed: Alignment, stars: StarList,
+    settings: PhotometrySection,
+) -> Row:  # fmt: skip
+    fwhm_px = sight.psf.fwhm_px if sight.psf.n_stars else stars.fwhm_px
+    positions = _centroids(exposure, placed, stars, settings, fwhm_px)
+    x, y = positions.x_px, positions.y_px
+    radii_px = np.concatenate([np.array(settings.radii_fwhm) * fwhm_px, settings.radii_px])
+    annuli = annulus_background(
+        exposure.pixels_e, exposure.mask, x, y,
+        inner_px=settings.annulus_fwhm[0] * fwhm_px, outer_px=settings.annulus_fwhm[1] * fwhm_px,
+    )  # fmt: skip
+    sums = aperture_sums(exposure.pixels_e, exposure.mask, x, y, radii_px)
+    flux = sums.flux_e - sums.area_px * annuli.level_e[:, None]
+    marks = inspect_stars(
+        exposure.raw, exposure.mask, x, y, peak_radius_px=FLAG_RADIUS_FWHM * fwhm_px,
+        max_radius_px=float(radii_px.max()),
+    )  # fmt: skip
+    ny, nx = exposure.pixels_e.shape
+    middle_x, middle_y = (nx - 1) / 2, (ny - 1) / 2
+    centre_x, centre_y = alignment.apply(placed.matrix, np.array([middle_x]), np.array([middle_y]))
+    transparency = _transparency(flux, radii_px, fwhm_px, stars, item.frame.exposure_s)
+    off_frame = (x < -0.5) | (y < -0.5) | (x > nx - 0.5) | (y > ny - 0.5)
+    flags = _star_flags(marks, annuli, positions, fwhm_px)
+    flux[off_frame] = np.nan
+    flags[off_frame] |= BITS["edge"]
+    return _known(item.frame) | {
+        "flux": flux.astype(np.float32),
+        "flux_err": _errors(flux, sums.area_px, annuli, exposure).astype(np.float32),
+        "x": x,
+        "y": y,
+        "background": annuli.level_e.astype(np.float32),
+        "background_err": annuli.error_e.astype(np.float32),
+        "peak": marks.peak_adu,
+        "flags": flags,
+        "clean_radius_px": marks.clean_radius_px,
+        "fwhm_px": fwhm_px if sight.psf.n_stars else float("nan"),
+        "elongation": sight.psf.elongation,
+        "shift_x_px": float(centre_x[0]) - middle_x,
+        "shift_y_px": float(centre_y[0]) - middle_y,
+        "rotation_deg": placed.rotation_deg,
+        "n_matched": placed.n_matched,
+        "background_level": float(np.median(sight.background.level)),
+        "transparency": transparency,
+        "frame_flags": _frame_flags(sight, placed, settings),
+        "aperture_radius_px": radii_px.astype(np.float32),
+    }
+
+
+def _centroids(
+    exposure: Exposure, placed: Alignment, stars: StarList, settings: PhotometrySection,
+    fwhm_px: float,
+) -> Positions:  # fmt: skip
+    """Aligned positions, bettered star by star where a centroid can be trusted."""
+    x, y = alignment.apply(placed.matrix, stars.x_px, stars.y_px)
+    if settings.centroid == "none":
+        return Positions(x, y, np.zeros(len(x), dtype=bool))
+    annuli = annulus_background(
+        exposure.pixels_e, exposure.mask, x, y,
+        inner_px=settings.annulus_fwhm[0] * fwhm_px, outer_px=settings.annulus_fwhm[1] * fwhm_px,
+    )  # fmt: skip
+    method = {"windowed": windowed, "quadratic": quadratic}[settings.centroid]
+    found: Centroids = method(
+        exposure.pixels_e, exposure.mask, x, y, background_e=annuli.level_e, fwhm_px=fwhm_px,
+        max_shift_px=CENTROID_CAP_FWHM * fwhm_px,
+    )  # fmt: skip
+    return Positions(
+        np.where(found.ok, found.x_px, x), np.where(found.ok, found.y_px, y), ~found.ok
+    )
+
+
+def _errors(
+    flux_e: NDArray[np.float64], area_px: NDArray[np.float64], annuli: Annuli, exposure: Exposure
+) -> NDArray[np.float64]:
+    """Flux errors by the CCD equation, or by the sky's scatter where its terms are unknown."""
+    if exposure.gain_assumed or not np.isfinite(exposure.read_noise_e):
+        return flux_errors_from_rms(
+            flux_e, area_px, rms_e=annuli.rms_e, background_err_e=annuli.error_e,
+            flat_err=exposure.flat_err,
+        )  # fmt: skip
+    return flux_errors(
+        flux_e, area_px, background_e=annuli.level_e, background_err_e=annuli.error_e,
+        read_noise_e=exposure.read_noise_e, gain_e_per_adu=exposure.gain_e_per_adu,
+        dark_e=exposure.dark_e, flat_err=exposure.flat_err,
+    )  # fmt: skip
+
+
+def _transparency(
+    flux: NDArray[np.float64], radii_px: NDArray[np.float64], fwhm_px: float, stars: StarList,
+    exposure_s: float,
+) -> float:  # fmt: skip
+    """Median of star flux over the reference's, each a second of exposure."""
+    near = int(np.argmin(np.abs(radii_px - 1.5 * fwhm_px)))
+    ratio = flux[stars.clean, near] / stars.flux_e[stars.clean]
+    ratio = ratio[np.isfinite(ratio)]
+    if not ratio.size:
+        return float("nan")
+    return float(np.median(ratio)) * stars.exposure_s / exposure_s
+
+
+def _frame_flags(sight: Sight, placed: Alignment, settings: PhotometrySection) -> int:
+    flags = 0
+    if sight.psf.elongation > settings.max_elongation:
+        flags |= BITS["trailed"]
+    if placed.n_matched < LOW_MATCH:
+        flags |= BITS["low_match"]
+    return flags
+
+
+def _star_flags(
+    marks: Any, annuli: Annuli, positions: Positions, fwhm_px: float
+) -> NDArray[np.uint32]:
+    flags = np.zeros(len(positions.x_px), dtype=np.uint32)
+    near = FLAG_RADIUS_FWHM * fwhm_px
+    flags[marks.saturated] |= BITS["saturated"]
+    flags[marks.nonlinear] |= BITS["nonlinear"]
+    flags[marks.cosmic_ray] |= BITS["cosmic_ray"]
+    flags[marks.edge_px < near] |= BITS["edge"]
+    flags[marks.masked_px < near] |= BITS["bad_pixel"]
+    flags[positions.fallback] |= BITS["centroid_fallback"]
+    flags[~np.isfinite(annuli.level_e)] |= BITS["background_poor"]
+    flags[blended(positions.x_px, positions.y_px, BLEND_FWHM * fwhm_px)] |= BITS["blended"]
+    return flags
+
+
+def lost_row(item: CalibratedFrame, n_stars: int, settings: PhotometrySection, reason: str) -> Row:
+    """The row of a frame that no worker survives."""
+    row = empty_row(item.frame, n_stars, settings, reason=reason)
+    row["frame_flags"] |= _frame_caveats(item)
+    return row
+
+
+def star_list(path: Path) -> StarList:
+    """The stars of a field from its published list."""
+    columns = read_arrays(path, ["x", "y", "flux", "saturated", "blended", "appended"])
+    facts = read_attributes(path)
+    appended = columns["appended"]
+    return StarList(
+        x_px=columns["x"],
+        y_px=columns["y"],
+        flux_e=columns["flux"],
+        clean=~(columns["saturated"] | columns["blended"] | appended),
+        detected=~appended,
+        fwhm_px=float(facts["fwhm_px"]),
+        exposure_s=float(facts["exposure_s"]),
+    )

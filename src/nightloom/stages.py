@@ -1,0 +1,201 @@
+"""The recipes of every stage as things stand on disk: what would be made, from what, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from nightloom.config import Config, Target
+from nightloom.engine.recipe import Recipe, TaskResult
+from nightloom.errors import RunError
+from nightloom.gather.differential import ensemble_recipe
+from nightloom.gather.join import field_recipe
+from nightloom.gather.lightcurve import lightcurve_product, lightcurve_recipe
+from nightloom.plan.recipes import Plan, PlannedCube, PlannedFrame
+from nightloom.reduce.cube import calibrated_frames, cube_recipe
+from nightloom.reduce.masters import master_recipe
+from nightloom.reduce.reference import (
+    CalibratedFrame,
+    Candidate,
+    choose_frames,
+    measure_candidate,
+    pinned_inputs,
+    reference_recipe,
+    reference_settings,
+    spread,
+)
+from nightloom.reduce.stars import plate_recipe, stars_recipe
+from nightloom.schema.cube import TARGETS
+from nightloom.store.encodings import read_arrays
+from nightloom.store.ledger import Expected
+from nightloom.store.products import current
+
+MapItems = Callable[
+    [Callable[[CalibratedFrame], Candidate], list[CalibratedFrame]], Iterable[TaskResult]
+]
+
+
+def master_recipes(root: Path, plan: Plan, config: Config, *, flats: bool) -> list[Recipe]:
+    """Bias and dark masters, or the flats that are made with them; only those that are used."""
+    return [
+        master_recipe(root, master, config.calibration)
+        for master in plan.masters
+        if master.product in plan.masters_used and (master.kit.image_type == "flat") == flats
+    ]
+
+
+def reference_of(root: Path, plan: Plan, config: Config, field: str) -> Recipe:
+    """Recipe of a field's reference: the pinned one, or one whose frames are still to be chosen."""
+    product = f"reference/{field}"
+    masters = _masters_of(plan.cubes_of(field))
+    pinned = pinned_inputs(root, product, reference_settings(config))
+    recipe = reference_recipe(product, (), config, inputs=pinned or (("frames", "to choose"),))
+    return recipe if pinned else replace(recipe, needs=masters)
+
+
+def chosen_reference(
+    root: Path, plan: Plan, config: Config, field: str, *, map_items: MapItems
+) -> Recipe:
+    """Recipe of a new reference: candidates are measured, the best chosen.
+
+    Raises ProductError: no candidate is usable.
+    """
+    product = f"reference/{field}"
+    settings = reference_settings(config)
+    items = [
+        item for cube in plan.cubes_of(field) for item in calibrated_frames(root, cube, config)
+    ]
+    # One filter only: the one with most frames, so that the stack is of one depth.
+    counts = {f: sum(i.frame.filter == f for i in items) for f in plan.filters_of(field)}
+    main = max(sorted(counts), key=lambda f: counts[f])
+    few = spread([i for i in items if i.frame.filter == main], settings.max_candidates)
+    measure = partial(
+        measure_candidate, photometry=config.photometry, trim_px=config.calibration.trim_px
+    )
+    candidates: list[Candidate] = []
+    for result in map_items(measure, list(few)):
+        if result.failure is not None:
+            raise RunError(where=product, why=result.failure[1])
+        candidates.append(result.value)
+    frames = choose_frames(candidates, settings=settings, product=product)
+    return reference_recipe(product, frames, config)
+
+
+def plate_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
+    """A plate a field."""
+    return [plate_recipe(root, field, _frames_of(plan, field), config) for field in plan.fields]
+
+
+def stars_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
+    """A star list a field."""
+    return [stars_recipe(root, field, config) for field in plan.fields]
+
+
+def cube_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
+    """A cube a field, night and filter."""
+    return [cube_recipe(root, cube, config) for cube in plan.cubes]
+
+
+def field_recipes(root: Path, plan: Plan) -> list[Recipe]:
+    """A joined store a field and filter."""
+    return [field_recipe(root, plan.cubes_of(field, name)) for field, name in _pairs(plan)]
+
+
+def ensemble_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
+    """Differential curves of all stars, a field and filter."""
+    return [ensemble_recipe(root, field, name, config.gather) for field, name in _pairs(plan)]
+
+
+def lightcurve_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
+    """A light curve a target and filter; where it lies in several fields, one for each."""
+    recipes: list[Recipe] = []
+    for target in config.target:
+        places = located(root, plan, target)
+        inside = [field for field, (star, _) in places.items() if star >= 0]
+        fields = inside or list(places)[:1]
+        for number, field in enumerate(fields):
+            star, note = places[field]
+            if not inside:
+                note = _outside(target, places)
+            for name in plan.filters_of(field):
+                product = lightcurve_product(target.name, name, field=field if number else "")
+                recipes.append(
+                    lightcurve_recipe(root, product, target, field, name, star=star, note=note)
+                )
+    return recipes
+
+
+def located(root: Path, plan: Plan, target: Target) -> dict[str, tuple[int, str]]:
+    """For each field where the target may lie: its star there, -1 for none, and how found."""
+    places: dict[str, tuple[int, str]] = {}
+    for field in plan.fields:
+        if target.field not in (None, field):
+            continue
+        path = current(root, f"stars/{field}")
+        if path is None:
+            places[field] = (-1, "the field's star list is not made yet")
+            continue
+        columns = read_arrays(path, [v.name for v in TARGETS])
+        for name, star, note in zip(
+            columns["target"], columns["target_star"], columns["target_note"], strict=True
+        ):
+            if name == target.name:
+                places[field] = (int(star), str(note))
+    return places or dict.fromkeys(plan.fields[:1], (-1, f"its field {target.field!r} is unknown"))
+
+
+def _outside(target: Target, places: dict[str, tuple[int, str]]) -> str:
+    notes = {note for _, note in places.values()}
+    if notes == {"outside the field"}:
+        return f"{target.name} lies outside every field ({', '.join(sorted(places))})"
+    return "; ".join(f"{field}: {note}" for field, (_, note) in sorted(places.items()))
+
+
+def all_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
+    """Every product that the archive wants, inputs before what is made of them."""
+    return [
+        *master_recipes(root, plan, config, flats=False),
+        *master_recipes(root, plan, config, flats=True),
+        *(reference_of(root, plan, config, field) for field in plan.fields),
+        *plate_recipes(root, plan, config),
+        *stars_recipes(root, plan, config),
+        *cube_recipes(root, plan, config),
+        *field_recipes(root, plan),
+        *ensemble_recipes(root, plan, config),
+        *lightcurve_recipes(root, plan, config),
+    ]
+
+
+def expected_of(recipes: Iterable[Recipe], notes: dict[str, str]) -> list[Expected]:
+    """The ledger's lines of some recipes."""
+    return [
+        Expected(r.product, r.fingerprint, r.needs, r.uses, notes.get(r.product, ""))
+        for r in recipes
+    ]
+
+
+def notes_of(plan: Plan) -> dict[str, str]:
+    """What the plan chose for each cube and what it lacks, in words."""
+    notes: dict[str, str] = {}
+    for cube in plan.cubes:
+        reasons = dict.fromkeys(reason for c in cube.choices for reason in c.reasons)
+        notes[cube.product] = "; ".join(reasons)
+    for master in plan.masters:
+        if master.kit.image_type == "flat":
+            notes[master.product] = "; ".join(master.choice.reasons[:2])
+    return notes
+
+
+def _pairs(plan: Plan) -> list[tuple[str, str]]:
+    return [(field, name) for field in plan.fields for name in plan.filters_of(field)]
+
+
+def _frames_of(plan: Plan, field: str) -> tuple[PlannedFrame, ...]:
+    return tuple(frame for cube in plan.cubes_of(field) for frame in cube.frames)
+
+
+def _masters_of(cubes: Iterable[PlannedCube]) -> tuple[str, ...]:
+    names = {name for cube in cubes for c in cube.choices for name in (c.bias, c.dark, c.flat)}
+    return tuple(sorted(names - {""}))
