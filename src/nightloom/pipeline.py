@@ -275,5 +275,3 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise TransientError(where=str(path), why=f"can't be written: {error}") from error
-
-

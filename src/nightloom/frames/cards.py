@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 Value = str | int | float | bool
 Cards = dict[str, str]  # keyword -> text behind "= ": value and comment
@@ -69,6 +70,7 @@ def _continue(cards: Cards, keyword: str, text: str) -> None:
     cards[keyword] = f"'{before[1].rstrip()[:-1]}{more[1]}' / {comment}"
 
 
+@lru_cache(maxsize=4096)  # frames of a night share most of their cards
 def parse_value(text: str) -> Value | None:
     """The value in a card's text as FITS types it; None where it is missing or broken.
 

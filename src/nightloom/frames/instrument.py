@@ -29,6 +29,7 @@ _ARCSEC_UM_PER_MM = 206.264806  # arcsec in a radian, um in a mm
 _KELVIN_0 = 273.15
 _MAX_TEMP_C = 100.0  # a sensor warmer than this is in kelvin
 _WORD = re.compile(r"[a-z]+")
+_DIGITS = re.compile(r"\d+")
 _NOT_SLUG = re.compile(r"[^a-z0-9]+")
 _ELECTRONS = re.compile(r"\be-?\s*(?:/|per)\s*(?:adu|dn|count)|electron", re.IGNORECASE)
 _SATURATION = re.compile("saturat", re.IGNORECASE)
@@ -250,7 +251,7 @@ def _pixel_scale_arcsec(cards: Cards, rules: Rules, where: str) -> float:
 def _binning(cards: Cards, rules: Rules) -> int:
     """Along x; '2x2' and '2 2' are 2, and 1 where the header has none."""
     for key in rules.keys["binning"]:
-        digits = re.match(r"\d+", raw_of(cards, key))
+        digits = _DIGITS.match(raw_of(cards, key)) if key in cards else None
         if digits and 1 <= int(digits[0]) <= 64:
             return int(digits[0])
     return 1

@@ -14,8 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from nightloom.gather.ensemble import curves, levels, ratios, unpack, weights
-from nightloom.gather.weights import lay_out, row_medians, solve
+from nightloom.gather.ensemble import curves, lay_out, levels, ratios, unpack, weights
+from nightloom.gather.weights import row_medians, solve
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]

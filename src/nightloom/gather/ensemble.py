@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from nightloom.gather.weights import Layout, Solution, lay_out, row_medians, solve
+from nightloom.gather.weights import Layout, Solution, row_medians, solve
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -31,6 +31,53 @@ class Ensemble:
     level: Floats  # [star], flux in a typical frame, as raw
     weight: Floats  # [star], global, sum 1 or all 0; `weights_for` gives one star's
     n_comparisons: NDArray[np.int32]  # [time], comparisons at hand
+
+
+def lay_out(
+    usable: ArrayLike,
+    *,
+    never: ArrayLike,
+    night: ArrayLike,
+    good_frame: ArrayLike | None = None,
+    max_comparisons: int = 50,
+) -> Layout:
+    """What all apertures share.
+
+    usable: [time, star]; never: [star], who serves nobody and chooses nothing; night: [time];
+    good_frame: [time], False where an epoch sets no level, weight or median.
+    Raises ValueError: shapes differ, or max_comparisons is below 1.
+    """
+    usable = np.asarray(usable, dtype=bool)
+    never, night = np.array(never, dtype=bool), np.asarray(night)
+    good = np.ones(len(night), bool) if good_frame is None else np.array(good_frame, dtype=bool)
+    if usable.shape != (*night.shape, *never.shape) or good.shape != night.shape:
+        raise ValueError(
+            f"usable {usable.shape} does not go with never {never.shape}, "
+            f"night {night.shape}, good_frame {good.shape}"
+        )
+    if max_comparisons < 1:
+        raise ValueError(f"max_comparisons is {max_comparisons}, below 1")
+    return Layout(
+        usable=np.ascontiguousarray(usable.T),
+        never=never,
+        good=good,
+        edges=_block_edges(night),
+        max_comparisons=max_comparisons,
+    )
+
+
+def _block_edges(night: Array) -> Ints:
+    """Bounds of runs of 5 to 32 epochs, cut at the ends of nights that are not shorter."""
+    n = len(night)
+    length = min(32, max(5, n // 32))
+    ends = [*(np.flatnonzero(night[1:] != night[:-1]) + 1).tolist(), n]
+    edges = [0]
+    for end in ends:
+        if end - edges[-1] >= 5 or end == n:
+            pieces = max(1, round((end - edges[-1]) / length))
+            steps = np.linspace(edges[-1], end, pieces + 1).round().astype(int)
+            edges.extend(steps[1:].tolist())
+    return np.array(edges, dtype=np.int64)
 
 
 def differential(
@@ -142,8 +189,7 @@ def ratios(value: Array, solution: Solution) -> Floats:
 
 
 def _others(solution: Solution, stars: Ints) -> tuple[Floats, Floats]:
-    slot = {int(star): k for k, star in enumerate(solution.stars)}
-    own = np.array([slot.get(int(star), -1) for star in stars], dtype=np.int64)
+    own = solution.place[stars]
     factor = np.empty((len(stars), len(solution.total)))
     noise = np.empty(factor.shape)
     parts = (solution.own_total, solution.own_norm, solution.own_noise)

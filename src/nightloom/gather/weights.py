@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -46,6 +46,7 @@ class Solution:
     """The comparisons of one aperture and the sums that any star's comparison follows from."""
 
     stars: Ints  # [comparison]
+    place: Ints  # [star], among the comparisons, -1 for who is none
     weight: Floats  # [comparison], sum 1
     own_total: Floats  # [comparison, time], trust x weight x flux / level
     own_norm: Floats  # [comparison, time], trust x weight
@@ -54,53 +55,6 @@ class Solution:
     norm: Floats
     noise: Floats
     count: NDArray[np.int32]  # [time], comparisons at hand
-
-
-def lay_out(
-    usable: ArrayLike,
-    *,
-    never: ArrayLike,
-    night: ArrayLike,
-    good_frame: ArrayLike | None = None,
-    max_comparisons: int = 50,
-) -> Layout:
-    """What all apertures share.
-
-    usable: [time, star]; never: [star], who serves nobody and chooses nothing; night: [time];
-    good_frame: [time], False where an epoch sets no level, weight or median.
-    Raises ValueError: shapes differ, or max_comparisons is below 1.
-    """
-    usable = np.asarray(usable, dtype=bool)
-    never, night = np.array(never, dtype=bool), np.asarray(night)
-    good = np.ones(len(night), bool) if good_frame is None else np.array(good_frame, dtype=bool)
-    if usable.shape != (*night.shape, *never.shape) or good.shape != night.shape:
-        raise ValueError(
-            f"usable {usable.shape} does not go with never {never.shape}, "
-            f"night {night.shape}, good_frame {good.shape}"
-        )
-    if max_comparisons < 1:
-        raise ValueError(f"max_comparisons is {max_comparisons}, below 1")
-    return Layout(
-        usable=np.ascontiguousarray(usable.T),
-        never=never,
-        good=good,
-        edges=_block_edges(night),
-        max_comparisons=max_comparisons,
-    )
-
-
-def _block_edges(night: Array) -> Ints:
-    """Bounds of runs of 5 to 32 epochs, cut at the ends of nights that are not shorter."""
-    n = len(night)
-    length = min(32, max(5, n // 32))
-    ends = [*(np.flatnonzero(night[1:] != night[:-1]) + 1).tolist(), n]
-    edges = [0]
-    for end in ends:
-        if end - edges[-1] >= 5 or end == n:
-            pieces = max(1, round((end - edges[-1]) / length))
-            steps = np.linspace(edges[-1], end, pieces + 1).round().astype(int)
-            edges.extend(steps[1:].tolist())
-    return np.array(edges, dtype=np.int64)
 
 
 def solve(value: Array, error: Array, layout: Layout) -> Solution:
@@ -128,8 +82,12 @@ def solve(value: Array, error: Array, layout: Layout) -> Solution:
     excess = np.sqrt(np.maximum(1.0, variance / floor)) / (level * scale)
     own_noise = _noise(own_norm * excess[:, None], ivar)
     keep = weight > 0
+    stars = stars[best][keep]
+    place = np.full(len(value), -1)
+    place[stars] = np.arange(len(stars))
     return Solution(
-        stars=stars[best][keep],
+        stars=stars,
+        place=place,
         weight=weight[keep],
         own_total=own_total[keep] / scale,
         own_norm=own_norm[keep],
@@ -181,7 +139,8 @@ def _worthwhile(weight: Floats) -> Floats:
     """
     if len(weight) > 1:
         weight = np.where(weight >= _NEGLIGIBLE * np.sort(weight)[-2], weight, 0.0)
-    return weight / weight.sum()
+    share: Floats = weight / weight.sum()
+    return share
 
 
 def _typical(total: Floats, norm: Floats, good: Bools) -> float:
@@ -400,6 +359,7 @@ def _iterate(
                 change = max(change, abs(found / variance[k] - 1.0))
                 change = max(change, abs(step) * np.sqrt(n_good / variance[k]))
             level[k] *= 1.0 + step
-            variance[k] = 0.5 * (variance[k] + found)  # two stars alone would swap for ever
+            # The whole step would make two stars alone swap for ever.
+            variance[k] += max(0.5, rest / every) * (found - variance[k])
         if change < _AGREED:
             break

@@ -1,5 +1,7 @@
 """Local background of stars: the clipped median of a ring of pixels, its error, the noise."""
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 import math

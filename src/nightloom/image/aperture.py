@@ -1,5 +1,7 @@
 """Aperture sums, local background and their errors; what is wrong with a star's pixels."""
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 import math

@@ -1,8 +1,4 @@
-"""Local background and noise; stars by a matched filter, brightest first.
-
-A star is a local maximum of the frame filtered with a Gaussian, above a threshold in units of
-the filtered noise there. The background is taken off on the fly: the frame is read once.
-"""
+"""Local background and noise of a frame; its stars by a matched filter, brightest first."""
 
 # mypy: disable-error-code="untyped-decorator"
 
@@ -15,28 +11,15 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from nightloom.image.calibrate import (
-    MASK_BAD,
-    MASK_COSMIC,
-    MASK_NAN,
-    MASK_SATURATED,
-    Mask,
-    Pixels,
-    as_mask,
-    as_pixels,
-)
+from nightloom.image import peaks
+from nightloom.image.calibrate import Mask, Pixels, as_mask, as_pixels
+from nightloom.image.peaks import UNUSABLE, Floats, Mesh
 
-Floats = NDArray[np.float64]
-
-_UNUSABLE = MASK_BAD | MASK_COSMIC | MASK_NAN
 _SAMPLES = 1024  # pixels of a box that are looked at: its median is then good to 0.04 sigma
 _LEAST_GOOD = 0.25  # of a box's pixels, else it is filled from its neighbours
 _CLIP_SIGMA = 3.0
 _CLIPPED_STD = 0.98658  # of a normal law cut at 3 sigma, in sigma
-_SHARP = 0.16  # neighbours of the brightest pixel, of a centred star of FWHM 1.1 px and up
 _LEAST_NOISE = 1e-6  # of the level: below it a difference is float32's rounding
-_WINDOW_ROUNDS = 8
-_MIN_PROMINENCE = 0.05  # of the light of the brighter star that a fainter one stands on
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +41,10 @@ class Background:
 class Detections:
     """Stars of one frame, arrays [star], brightest first.
 
-    flux_e: within 1.5 times the filter's FWHM, for ranking; peak_e above the background; snr in
-    the filter, sky noise alone. elongation: 1 is round, NaN where it can't be told. sharpness:
-    how far the brightest pixel stands above its neighbours, 0 flat to 1 alone. saturated: a
-    pixel within one FWHM is; blended: another star within two.
+    flux_e: within 1.5 times the filter's FWHM, for ranking; peak_e: above the background; snr:
+    in the filter, of sky noise alone. elongation: 1 is round, NaN where it can't be told.
+    sharpness: how far the brightest pixel stands above its neighbours, 0 flat to 1 alone.
+    saturated: a pixel within one FWHM is; blended: another star lies within two.
     """
 
     x_px: Floats
@@ -79,7 +62,7 @@ def background_mesh(pixels_e: NDArray[Any], mask: NDArray[Any], *, box_px: int =
     """Level and noise in boxes: median and scatter after clipping at 3 sigma, smoothed 3 x 3.
 
     pixels_e, mask: [y, x]. Sigma for the clipping is taken below the median, where stars are
-    not. A box with a quarter of its pixels good or less is filled from its neighbours, and the
+    not. A box with less than a quarter of good pixels is filled from its neighbours, and the
     median of 3 x 3 boxes takes out what one bright galaxy does; a gradient is kept to the edge.
     Raises ValueError: shapes differ, no [y, x], box_px below 8.
     """
@@ -92,10 +75,10 @@ def background_mesh(pixels_e: NDArray[Any], mask: NDArray[Any], *, box_px: int =
     samples = _sample(as_pixels(pixels_e), as_mask(mask), edges_y, edges_x, stride)
     samples.sort(axis=1)
     shape = (len(edges_y) - 1, len(edges_x) - 1)
-    level, noise = (part.reshape(shape) for part in _box_statistics(samples))
+    level, noise = _box_statistics(samples)
     return Background(
-        level=_smooth(_fill(level), odd=True),
-        noise=_smooth(_fill(noise), odd=False),
+        level=_smooth(_fill(level.reshape(shape)), True),
+        noise=_smooth(_fill(noise.reshape(shape)), False),
         x_px=(np.arange(shape[1]) + 0.5) * nx / shape[1] - 0.5,
         y_px=(np.arange(shape[0]) + 0.5) * ny / shape[0] - 0.5,
         box_px=box_px,
@@ -107,27 +90,22 @@ def background_at(
 ) -> tuple[Floats, Floats]:
     """Level and noise at positions [star]: linear between the centres of boxes.
 
-    Beyond the outermost centres the level goes on at its slope, by one box at most, and the
-    noise stays.
+    Beyond the outermost centres the level goes on at its slope, by one box at most; the noise
+    stays.
     """
-    x, y = np.broadcast_arrays(np.float64(x_px), np.float64(y_px))
+    x, y = np.broadcast_arrays(np.asarray(x_px, np.float64), np.asarray(y_px, np.float64))
     column = np.clip(_index(x, background.x_px), -1.0, len(background.x_px))
     row = np.clip(_index(y, background.y_px), -1.0, len(background.y_px))
     level = _interpolate(background.level, row, column)
-    row = np.clip(row, 0.0, len(background.y_px) - 1.0)
     column = np.clip(column, 0.0, len(background.x_px) - 1.0)
+    row = np.clip(row, 0.0, len(background.y_px) - 1.0)
     return level, _interpolate(background.noise, row, column)
 
 
 def background_image(background: Background, ny: int, nx: int) -> Pixels:
     """The level at every pixel, [y, x]."""
-    column = _index(np.arange(nx), background.x_px)
-    row = _index(np.arange(ny), background.y_px)
-    across = np.stack([_interpolate(line[None, :], np.zeros(nx), column) for line in background.level])
-    low, part = _split(row, len(background.y_px))
-    high = np.minimum(low + 1, len(background.y_px) - 1)
-    image = across[low] + part[:, None] * (across[high] - across[low])
-    return image.astype(np.float32)
+    image: Pixels = peaks.mesh_image(_mesh(background), ny, nx)
+    return image
 
 
 def detect(
@@ -150,24 +128,205 @@ def detect(
     _check(pixels_e, mask)
     if not (fwhm_px > 0 and threshold_sigma > 0):
         raise ValueError(f"fwhm_px {fwhm_px}, threshold_sigma {threshold_sigma}: must be above 0")
-    frame, flags = as_pixels(pixels_e), as_mask(mask)
-    mesh = _mesh(background)
-    taps = _taps(fwhm_px)
-    peaks = _find_peaks(frame, flags, *mesh, taps, threshold_sigma)
-    saturated = _saturated_groups(flags)
-    stars = _measure(frame, flags, *mesh, peaks, taps, fwhm_px, threshold_sigma, *saturated)
-    stars = stars[np.argsort(-stars[:, _FLUX], kind="stable")]
-    stars = stars[_distinct(frame, flags, *mesh, stars, taps, fwhm_px, threshold_sigma)]
-    blended = _near_another(stars, 2.0 * fwhm_px)[:max_stars]
-    stars = stars[:max_stars]
+    stars, saturated, blended = np.empty((0, peaks.N_COLUMNS)), np.zeros(0, bool), np.zeros(0, bool)
+    if np.isfinite(background.level).all():
+        frame, flags, mesh = as_pixels(pixels_e), as_mask(mask), _mesh(background)
+        taps = peaks.gaussian_taps(fwhm_px)
+        found = peaks.find_peaks(frame, flags, mesh, taps, threshold_sigma)
+        groups = peaks.saturated_groups(frame, flags, mesh)
+        stars = peaks.measure(frame, flags, mesh, found, taps, fwhm_px, threshold_sigma, groups)
+        stars = stars[np.argsort(-stars[:, peaks.FLUX], kind="stable")]
+        stars = stars[
+            peaks.stand_out(frame, flags, mesh, stars, taps, fwhm_px, threshold_sigma)
+        ]
+        blended = peaks.near_another(stars, 2.0 * fwhm_px)[:max_stars]
+        stars = stars[:max_stars]
+        saturated = stars[:, peaks.GROUP] >= 0
     return Detections(
-        x_px=stars[:, _X].copy(),
-        y_px=stars[:, _Y].copy(),
-        flux_e=stars[:, _FLUX].copy(),
-        peak_e=stars[:, _PEAK].copy(),
-        snr=stars[:, _SNR].copy(),
-        elongation=stars[:, _ELONGATION].copy(),
-        sharpness=stars[:, _SHARPNESS].copy(),
-        saturated=stars[:, _GROUP] >= 0,
+        x_px=stars[:, peaks.X].copy(),
+        y_px=stars[:, peaks.Y].copy(),
+        flux_e=stars[:, peaks.FLUX].copy(),
+        peak_e=stars[:, peaks.PEAK].copy(),
+        snr=stars[:, peaks.SNR].copy(),
+        elongation=stars[:, peaks.ELONGATION].copy(),
+        sharpness=stars[:, peaks.SHARPNESS].copy(),
+        saturated=saturated,
         blended=blended,
     )
+
+
+def _check(pixels_e: NDArray[Any], mask: NDArray[Any]) -> None:
+    if pixels_e.ndim != 2 or pixels_e.size == 0 or mask.shape != pixels_e.shape:
+        raise ValueError(f"pixels_e is {pixels_e.shape}, mask {mask.shape}: both must be [y, x]")
+
+
+def _edges(size_px: int, box_px: int) -> NDArray[np.int64]:
+    """First pixels of boxes of equal size to a pixel, and the end of the last."""
+    boxes = max(1, round(size_px / box_px))
+    return np.round(np.arange(boxes + 1) * (size_px / boxes)).astype(np.int64)
+
+
+def _mesh(background: Background) -> Mesh:
+    """The background as the kernels take it, its noise not below what float32 resolves."""
+    level = as_pixels(background.level)
+    least = np.float32(_LEAST_NOISE) * np.abs(level) + np.float32(1e-12)
+    x, y = background.x_px, background.y_px
+    return (
+        level,
+        np.maximum(as_pixels(background.noise), least),
+        float(x[0]),
+        float(x[1] - x[0]) if len(x) > 1 else 1.0,
+        float(y[0]),
+        float(y[1] - y[0]) if len(y) > 1 else 1.0,
+    )
+
+
+def _index(position_px: Floats, centres_px: Floats) -> Floats:
+    """Fractional index of a box at a position; 0 where there is but one."""
+    if len(centres_px) < 2:
+        return np.zeros_like(position_px)
+    return (position_px - centres_px[0]) / (centres_px[1] - centres_px[0])
+
+
+def _interpolate(plane: Pixels, row: Floats, column: Floats) -> Floats:
+    low_y = np.clip(np.floor(row), 0, max(0, len(plane) - 2)).astype(np.int64)
+    low_x = np.clip(np.floor(column), 0, max(0, plane.shape[1] - 2)).astype(np.int64)
+    high_y = np.minimum(low_y + 1, len(plane) - 1)
+    high_x = np.minimum(low_x + 1, plane.shape[1] - 1)
+    values = plane.astype(np.float64)
+    part_y, part_x = row - low_y, column - low_x
+    upper = values[low_y, low_x] * (1 - part_x) + values[low_y, high_x] * part_x
+    lower = values[high_y, low_x] * (1 - part_x) + values[high_y, high_x] * part_x
+    return np.asarray(upper * (1 - part_y) + lower * part_y)
+
+
+@njit(nogil=True, cache=True)
+def _sample(
+    frame: Pixels,
+    flags: Mask,
+    edges_y: NDArray[np.int64],
+    edges_x: NDArray[np.int64],
+    stride: int,
+) -> Pixels:
+    """Every stride-th good pixel of each box, on diagonals so that no row or column is left out.
+
+    Returns [box, pixel], NaN behind the last.
+    """
+    boxes_y, boxes_x = len(edges_y) - 1, len(edges_x) - 1
+    width = np.max(edges_x[1:] - edges_x[:-1])
+    most = np.max(edges_y[1:] - edges_y[:-1]) * (-(-width // stride))
+    samples = np.full((boxes_y * boxes_x, most), np.nan, dtype=np.float32)
+    used = np.zeros(boxes_x, dtype=np.int64)
+    for i in range(boxes_y):
+        used[:] = 0
+        for y in range(edges_y[i], edges_y[i + 1]):
+            row, marks = frame[y], flags[y]
+            for j in range(boxes_x):
+                place = samples[i * boxes_x + j]
+                k = used[j]
+                first = edges_x[j] + (-(edges_x[j] + y)) % stride
+                for x in range(first, edges_x[j + 1], stride):
+                    if not marks[x] & UNUSABLE and abs(row[x]) < np.inf:
+                        place[k] = row[x]
+                        k += 1
+                used[j] = k
+    return samples
+
+
+@njit(nogil=True, cache=True)
+def _quantile(values: Pixels, low: int, high: int, part: float) -> float:
+    """Quantile of the sorted values[low:high]; equal values are spread over their spacing.
+
+    Without the spreading the median of few integers would be one of them (grouped data).
+    """
+    place = low + part * (high - low)
+    k = min(int(place), high - 1)
+    value = np.float64(values[k])
+    first, last = k, k + 1
+    while first > low and values[first - 1] == values[k]:
+        first -= 1
+    while last < high and values[last] == values[k]:
+        last += 1
+    spacing = np.inf
+    if first > low:
+        spacing = value - values[first - 1]
+    if last < high:
+        spacing = min(spacing, values[last] - value)
+    if spacing == np.inf:
+        return value
+    return value + spacing * ((place - first) / (last - first) - 0.5)
+
+
+@njit(nogil=True, cache=True)
+def _box_statistics(samples: Pixels) -> tuple[Pixels, Pixels]:
+    """Clipped median and standard deviation of each row of sorted samples; NaN where too few."""
+    boxes, most = samples.shape
+    level = np.full(boxes, np.nan, dtype=np.float32)
+    noise = np.full(boxes, np.nan, dtype=np.float32)
+    for box in range(boxes):
+        values = samples[box]
+        high = most
+        while high > 0 and np.isnan(values[high - 1]):
+            high -= 1
+        if high < max(8.0, _LEAST_GOOD * most):
+            continue
+        low = 0
+        while True:
+            median = _quantile(values, low, high, 0.5)
+            reach = _CLIP_SIGMA * (median - _quantile(values, low, high, 0.1587))
+            size = high - low
+            while values[low] < median - reach:
+                low += 1
+            while values[high - 1] > median + reach:
+                high -= 1
+            if high - low == size or high - low < 8:
+                break
+        first, second = 0.0, 0.0
+        for k in range(low, high):
+            deviation = values[k] - median
+            first += deviation
+            second += deviation * deviation
+        mean = first / (high - low)
+        level[box] = median
+        noise[box] = np.sqrt(max(0.0, second / (high - low) - mean * mean)) / _CLIPPED_STD
+    return level, noise
+
+
+@njit(nogil=True, cache=True)
+def _fill(plane: Pixels) -> Pixels:
+    """NaN replaced by the mean of the neighbours that are known, from the rim inwards."""
+    ny, nx = plane.shape
+    known = plane.copy()
+    while np.isnan(known).any() and not np.isnan(known).all():
+        before = known.copy()
+        for y in range(ny):
+            for x in range(nx):
+                if np.isnan(before[y, x]):
+                    near = before[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+                    known[y, x] = np.nanmean(near)
+    return known
+
+
+@njit(nogil=True, cache=True)
+def _smooth(plane: Pixels, odd: bool) -> Pixels:
+    """Median of 3 x 3 boxes. Beyond the edge: the plane's slope goes on (odd), or its value."""
+    ny, nx = plane.shape
+    smooth = np.empty((ny, nx), dtype=np.float32)
+    near = np.empty(9)
+    for y in range(ny):
+        for x in range(nx):
+            k = 0
+            for dy in range(-1, 2):
+                for dx in range(-1, 2):
+                    iy = min(max(y + dy, 0), ny - 1)
+                    ix = min(max(x + dx, 0), nx - 1)
+                    near[k] = plane[iy, ix]
+                    if odd and (iy != y + dy or ix != x + dx):
+                        back_y = 2 * iy - (y + dy)
+                        back_x = 2 * ix - (x + dx)
+                        if 0 <= back_y < ny and 0 <= back_x < nx:
+                            near[k] = 2 * near[k] - plane[back_y, back_x]
+                    k += 1
+            near.sort()
+            smooth[y, x] = near[4]
+    return smooth

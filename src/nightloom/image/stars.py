@@ -1,5 +1,7 @@
 """What the raw values and the mask say about each star, and which stars lie close together."""
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 import math
@@ -82,7 +84,7 @@ def _look(
         x, y = x_px[star], y_px[star]
         if not (math.isfinite(x) and math.isfinite(y)):
             continue
-        edge = min(min(x, nx - 1 - x), min(y, ny - 1 - y)) + 0.5
+        edge = min(x, nx - 1 - x, y, ny - 1 - y) + 0.5
         nearest = min(max(edge, 0.0), reach) ** 2
         peak, seen = -np.inf, 0
         low, high = max(np.floor(y - widest), 0.0), min(np.ceil(y + widest), ny - 1.0)

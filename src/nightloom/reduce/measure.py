@@ -14,16 +14,17 @@ from nightloom.config import PhotometrySection
 from nightloom.errors import FrameError
 from nightloom.image import align as alignment
 from nightloom.image.align import Alignment
-from nightloom.image.aperture import (
-    Annuli,
-    annulus_background,
-    aperture_sums,
-    blended,
-    flux_errors,
-    flux_errors_from_rms,
-    inspect_stars,
+from nightloom.image.annulus import Annuli, annulus_background
+from nightloom.image.aperture import aperture_sums, flux_errors, flux_errors_from_rms
+from nightloom.image.calibrate import (
+    MASK_BAD,
+    MASK_COSMIC,
+    MASK_NAN,
+    MASK_NONLINEAR,
+    MASK_SATURATED,
 )
 from nightloom.image.centroid import Centroids, quadratic, windowed
+from nightloom.image.stars import StarPixels, blended, peaks_and_clean_radius
 from nightloom.plan.recipes import PlannedFrame
 from nightloom.reduce.detection import Exposure, Sight, expose, look, place
 from nightloom.reduce.masters import calibration_of
@@ -163,18 +164,18 @@ def _measure(
     )  # fmt: skip
     sums = aperture_sums(exposure.pixels_e, exposure.mask, x, y, radii_px)
     flux = sums.flux_e - sums.area_px * annuli.level_e[:, None]
-    marks = inspect_stars(
-        exposure.raw, exposure.mask, x, y, peak_radius_px=FLAG_RADIUS_FWHM * fwhm_px,
-        max_radius_px=float(radii_px.max()),
+    marks = peaks_and_clean_radius(
+        exposure.raw, exposure.mask, x, y, fwhm_px=fwhm_px,
+        flag_radius_px=FLAG_RADIUS_FWHM * fwhm_px, max_radius_px=float(radii_px.max()),
     )  # fmt: skip
     ny, nx = exposure.pixels_e.shape
     middle_x, middle_y = (nx - 1) / 2, (ny - 1) / 2
     centre_x, centre_y = alignment.apply(placed.matrix, np.array([middle_x]), np.array([middle_y]))
     transparency = _transparency(flux, radii_px, fwhm_px, stars, item.frame.exposure_s)
-    off_frame = (x < -0.5) | (y < -0.5) | (x > nx - 0.5) | (y > ny - 0.5)
+    inside_px = np.minimum.reduce([x + 0.5, y + 0.5, nx - 0.5 - x, ny - 0.5 - y])
     flags = _star_flags(marks, annuli, positions, fwhm_px)
-    flux[off_frame] = np.nan
-    flags[off_frame] |= BITS["edge"]
+    flags[~(inside_px >= FLAG_RADIUS_FWHM * fwhm_px)] |= BITS["edge"]
+    flux[~(inside_px > 0)] = np.nan
     return _known(item.frame) | {
         "flux": flux.astype(np.float32),
         "flux_err": _errors(flux, sums.area_px, annuli, exposure).astype(np.float32),
@@ -258,19 +259,24 @@ def _frame_flags(sight: Sight, placed: Alignment, settings: PhotometrySection) -
     return flags
 
 
+_MASK_FLAGS = (
+    (MASK_SATURATED, "saturated"),
+    (MASK_NONLINEAR, "nonlinear"),
+    (MASK_COSMIC, "cosmic_ray"),
+    (MASK_BAD | MASK_NAN, "bad_pixel"),
+)
+
+
 def _star_flags(
-    marks: Any, annuli: Annuli, positions: Positions, fwhm_px: float
+    marks: StarPixels, annuli: Annuli, positions: Positions, fwhm_px: float
 ) -> NDArray[np.uint32]:
     flags = np.zeros(len(positions.x_px), dtype=np.uint32)
-    near = FLAG_RADIUS_FWHM * fwhm_px
-    flags[marks.saturated] |= BITS["saturated"]
-    flags[marks.nonlinear] |= BITS["nonlinear"]
-    flags[marks.cosmic_ray] |= BITS["cosmic_ray"]
-    flags[marks.edge_px < near] |= BITS["edge"]
-    flags[marks.masked_px < near] |= BITS["bad_pixel"]
+    for mask_bits, name in _MASK_FLAGS:
+        flags[marks.mask_bits & mask_bits != 0] |= BITS[name]
     flags[positions.fallback] |= BITS["centroid_fallback"]
     flags[~np.isfinite(annuli.level_e)] |= BITS["background_poor"]
-    flags[blended(positions.x_px, positions.y_px, BLEND_FWHM * fwhm_px)] |= BITS["blended"]
+    near = blended(positions.x_px, positions.y_px, radius_px=BLEND_FWHM * fwhm_px)
+    flags[near] |= BITS["blended"]
     return flags
 
 

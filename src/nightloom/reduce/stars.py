@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nightloom.config import Config, Target
 from nightloom.engine.recipe import Made, Recipe
-from nightloom.frames.fits import wcs_text
+from nightloom.frames.wcs import wcs_text
 from nightloom.plan.recipes import PlannedFrame
 from nightloom.schema.cube import PLATE, STARS, TARGETS
 from nightloom.sky.catalogue import Catalogue, at_epoch, read_catalogue

@@ -1,0 +1,580 @@
+"""Kernels of the detection: filter, local maxima, and what each of them is.
+
+A peak is a local maximum of the frame filtered with a Gaussian, above a threshold in units of
+the filtered noise there. The background is taken off on the fly, so the frame is read once.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from nightloom.image.calibrate import (
+    MASK_BAD,
+    MASK_COSMIC,
+    MASK_NAN,
+    MASK_SATURATED,
+    Mask,
+    Pixels,
+)
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+# Level and noise [box row, box column]; first centre and spacing in x, in y.
+Mesh: TypeAlias = tuple[Pixels, Pixels, float, float, float, float]
+# Saturated pixels as sorted y * nx + x, the group of each; x, y, size and light of each group.
+Groups: TypeAlias = tuple[Ints, Ints, Floats, Floats, Ints, Floats]
+
+UNUSABLE = MASK_BAD | MASK_COSMIC | MASK_NAN
+X, Y, FLUX, PEAK, SNR, ELONGATION, SHARPNESS, GROUP = range(8)  # columns of a star
+N_COLUMNS = 8
+
+_SHARP = 0.16  # neighbours over the brightest pixel; 0.24 in a centred star of FWHM 1.2 px
+_MOST_SHARP_PIXELS = 16  # of one hit of a cosmic ray
+_WINDOW_ROUNDS = 10
+_REACH_FWHM = 8.0  # how far the light of a brighter star is looked at
+_LEAST_PROMINENCE = 0.05  # of the light of the brighter star on which a fainter one stands
+
+
+def gaussian_taps(fwhm_px: float) -> Pixels:
+    """Half of a Gaussian of unit sum from its centre to 2.5 sigma, float32."""
+    sigma_px = fwhm_px / 2.3548
+    steps = np.arange(max(1, int(np.ceil(2.5 * sigma_px))) + 1)
+    taps = np.exp(-0.5 * (steps / sigma_px) ** 2)
+    return (taps / (2.0 * taps.sum() - taps[0])).astype(np.float32)
+
+
+@njit(nogil=True, cache=True)
+def _filter_gain(taps: Pixels) -> float:
+    """Noise of the filtered frame over that of a pixel."""
+    total = 0.0
+    for k in range(len(taps)):
+        total += (1.0 if k == 0 else 2.0) * taps[k] * taps[k]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _at(plane: Pixels, row: float, column: float) -> float:
+    """Bilinear value at a fractional index of box; beyond the outermost the slope goes on."""
+    ny, nx = plane.shape
+    y = min(max(int(np.floor(row)), 0), max(0, ny - 2))
+    x = min(max(int(np.floor(column)), 0), max(0, nx - 2))
+    y1, x1 = min(y + 1, ny - 1), min(x + 1, nx - 1)
+    part = column - x if nx > 1 else 0.0
+    upper = plane[y, x] + part * (plane[y, x1] - plane[y, x])
+    lower = plane[y1, x] + part * (plane[y1, x1] - plane[y1, x])
+    return upper + (row - y) * (lower - upper)
+
+
+@njit(nogil=True, cache=True)
+def _level_at(mesh: Mesh, x: float, y: float) -> float:
+    level, _, x0, dx, y0, dy = mesh
+    return _at(level, (y - y0) / dy, (x - x0) / dx)
+
+
+@njit(nogil=True, cache=True)
+def _noise_at(mesh: Mesh, x: float, y: float) -> float:
+    _, noise, x0, dx, y0, dy = mesh
+    row = min(max((y - y0) / dy, 0.0), noise.shape[0] - 1.0)
+    return _at(noise, row, min(max((x - x0) / dx, 0.0), noise.shape[1] - 1.0))
+
+
+@njit(nogil=True, cache=True)
+def _mesh_row(
+    plane: Pixels, row: float, x0: float, dx: float, ramp: Pixels, line: Pixels
+) -> None:
+    """The plane along one row of pixels; linear between the centres of boxes and beyond."""
+    boxes = plane.shape[1]
+    start = 0
+    for k in range(max(1, boxes - 1)):
+        last = k >= boxes - 2
+        stop = len(line) if last else min(len(line), int(np.ceil(x0 + (k + 1) * dx)))
+        left = _at(plane, row, np.float64(k))
+        slope = (_at(plane, row, k + 1.0) - left) / dx if boxes > 1 else 0.0
+        first = np.float32(left + slope * (start - (x0 + k * dx)))
+        step = np.float32(slope)
+        piece = line[start:stop]
+        for x in range(len(piece)):
+            piece[x] = first + step * ramp[x]
+        start = stop
+
+
+@njit(nogil=True, cache=True)
+def mesh_image(mesh: Mesh, ny: int, nx: int) -> Pixels:
+    """The level at every pixel [y, x]."""
+    level, _, x0, dx, y0, dy = mesh
+    image = np.empty((ny, nx), dtype=np.float32)
+    ramp = np.arange(nx).astype(np.float32)
+    for y in range(ny):
+        _mesh_row(level, (y - y0) / dy, x0, dx, ramp, image[y])
+    return image
+
+
+@njit(nogil=True, cache=True)
+def _threshold_row(mesh: Mesh, y: int, factor: float, ramp: Pixels, line: Pixels) -> None:
+    """Noise along row y times a factor; beyond the outermost centres it stays."""
+    _, noise, x0, dx, y0, dy = mesh
+    row = min(max((y - y0) / dy, 0.0), noise.shape[0] - 1.0)
+    _mesh_row(noise, row, x0, dx, ramp, line)
+    last = noise.shape[1] - 1
+    line[: int(np.ceil(x0))] = _at(noise, row, 0.0)
+    line[int(np.floor(x0 + last * dx)) + 1 :] = _at(noise, row, np.float64(last))
+    for x in range(len(line)):
+        line[x] *= np.float32(factor)
+
+
+@njit(nogil=True, cache=True)
+def _residual_row(row: Pixels, marks: Mask, sky: Pixels, out: Pixels) -> None:
+    """Pixels above the sky; 0 where there is no usable value."""
+    for x in range(len(out)):
+        value = row[x] - sky[x]
+        good = ((marks[x] & UNUSABLE) == 0) & (abs(value) < np.float32(np.inf))
+        out[x] = value if good else np.float32(0.0)
+
+
+@njit(nogil=True, cache=True)
+def _add_pair(a: Pixels, b: Pixels, tap: np.float32, out: Pixels) -> None:
+    for x in range(len(out)):
+        out[x] += tap * (a[x] + b[x])
+
+
+@njit(nogil=True, cache=True)
+def _filtered_row(ring: Pixels, y: int, taps: Pixels, padded: Pixels, out: Pixels) -> None:
+    """Row y filtered with the taps down and then across; ring[y % len] are rows around it."""
+    reach, n = len(taps) - 1, ring.shape[1]
+    down = padded[reach : reach + n]
+    centre = ring[y % len(ring)]
+    for x in range(n):
+        down[x] = taps[0] * centre[x]
+    for k in range(1, reach + 1):
+        _add_pair(ring[(y - k) % len(ring)], ring[(y + k) % len(ring)], taps[k], down)
+    for x in range(n):
+        out[x] = taps[0] * down[x]
+    for k in range(1, reach + 1):
+        left = padded[reach - k : reach - k + n]
+        _add_pair(left, padded[reach + k : reach + k + n], taps[k], out)
+
+
+@njit(nogil=True, cache=True)
+def find_peaks(
+    frame: Pixels, flags: Mask, mesh: Mesh, taps: Pixels, threshold_sigma: float
+) -> Ints:
+    """Pixels [peak, (x, y)] that are local maxima of the filtered frame above the threshold."""
+    level, _, x0, dx, y0, dy = mesh
+    ny, nx = frame.shape
+    reach = len(taps) - 1
+    ramp = np.arange(nx).astype(np.float32)
+    sky, limit = np.empty(nx, dtype=np.float32), np.empty(nx, dtype=np.float32)
+    ring = np.zeros((2 * reach + 1, nx), dtype=np.float32)
+    padded = np.zeros(nx + 2 * reach, dtype=np.float32)
+    # Filtered rows with a rim lower than anything, so that the edge needs no case of its own.
+    lines = np.full((3, nx + 2), -np.inf, dtype=np.float32)
+    factor = threshold_sigma * _filter_gain(taps)
+    columns = np.empty(nx, dtype=np.int64)
+    found = np.empty((64, 2), dtype=np.int64)
+    n = 0
+    for ahead in range(ny + reach + 1):
+        slot = ring[ahead % len(ring)]
+        if ahead < ny:
+            _mesh_row(level, (ahead - y0) / dy, x0, dx, ramp, sky)
+            _residual_row(frame[ahead], flags[ahead], sky, slot)
+        else:
+            slot[:] = 0.0
+        y = ahead - reach
+        if 0 <= y < ny:
+            _filtered_row(ring, y, taps, padded, lines[y % 3, 1 : nx + 1])
+        elif y == ny:
+            lines[y % 3] = -np.inf
+        if y >= 1:
+            _threshold_row(mesh, y - 1, factor, ramp, limit)
+            more = _maxima(lines, y - 1, limit, columns)
+            while n + more > len(found):
+                found = np.concatenate((found, np.empty_like(found)))
+            found[n : n + more, 0] = columns[:more]
+            found[n : n + more, 1] = y - 1
+            n += more
+    return found[:n]
+
+
+@njit(nogil=True, cache=True)
+def _maxima(lines: Pixels, y: int, limit: Pixels, columns: Ints) -> int:
+    """Columns of the local maxima of row y above the limit; of equal neighbours the first."""
+    above, here, below = lines[(y - 1) % 3], lines[y % 3], lines[(y + 1) % 3]
+    n = 0
+    for x in range(len(limit)):
+        value = here[x + 1]
+        if value > limit[x] and value > here[x] and value >= here[x + 2]:
+            before = max(above[x], above[x + 1], above[x + 2])
+            after = max(below[x], below[x + 1], below[x + 2])
+            if value > before and value >= after:
+                columns[n] = x
+                n += 1
+    return n
+
+
+@njit(nogil=True, cache=True)
+def saturated_groups(frame: Pixels, flags: Mask, mesh: Mesh) -> Groups:
+    """Saturated pixels that touch, also at corners, are one group (union by the first pixel)."""
+    ny, nx = frame.shape
+    keys = np.empty(_count_saturated(flags), dtype=np.int64)
+    n = 0
+    for y in range(ny):
+        marks = flags[y]
+        for x in range(nx):
+            if marks[x] & MASK_SATURATED and not marks[x] & UNUSABLE:
+                keys[n] = y * nx + x
+                n += 1
+        if n == len(keys):
+            break
+    keys = keys[:n]
+    parent = np.arange(n)
+    behind = 0
+    for k in range(n):
+        if k > 0 and keys[k - 1] == keys[k] - 1 and keys[k] % nx:
+            _unite(parent, k - 1, k)
+        while keys[behind] < keys[k] - nx - 1:
+            behind += 1
+        other = behind
+        while other < k and keys[other] <= keys[k] - nx + 1:
+            if abs(keys[other] % nx - keys[k] % nx) <= 1:
+                _unite(parent, other, k)
+            other += 1
+    return _group_sums(frame, mesh, keys, parent)
+
+
+@njit(nogil=True, cache=True)
+def _count_saturated(flags: Mask) -> int:
+    total = 0
+    for y in range(len(flags)):
+        marks = flags[y]
+        for x in range(len(marks)):
+            total += (marks[x] & MASK_SATURATED) != 0
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _root(parent: Ints, k: int) -> int:
+    while parent[k] != k:
+        parent[k] = parent[parent[k]]
+        k = parent[k]
+    return k
+
+
+@njit(nogil=True, cache=True)
+def _unite(parent: Ints, a: int, b: int) -> None:
+    first, second = _root(parent, a), _root(parent, b)
+    parent[max(first, second)] = min(first, second)
+
+
+@njit(nogil=True, cache=True)
+def _group_sums(frame: Pixels, mesh: Mesh, keys: Ints, parent: Ints) -> Groups:
+    n, nx = len(keys), frame.shape[1]
+    group = np.empty(n, dtype=np.int64)
+    x, y, light = np.zeros(n), np.zeros(n), np.zeros(n)
+    size = np.zeros(n, dtype=np.int64)
+    for k in range(n):
+        root = _root(parent, k)
+        group[k] = root
+        size[root] += 1
+        x[root] += keys[k] % nx
+        y[root] += keys[k] // nx
+        light[root] += frame[keys[k] // nx, keys[k] % nx] - _level_at(
+            mesh, np.float64(keys[k] % nx), np.float64(keys[k] // nx)
+        )
+    for k in range(n):
+        if size[k]:
+            x[k] /= size[k]
+            y[k] /= size[k]
+    return keys, group, x, y, size, light
+
+
+@njit(nogil=True, cache=True)
+def _nearest_group(flags: Mask, groups: Groups, x0: int, y0: int, radius_px: float) -> int:
+    """Group of the saturated pixel nearest to (x0, y0) within the radius; -1: none."""
+    keys, group = groups[0], groups[1]
+    ny, nx = flags.shape
+    reach = int(radius_px)
+    nearest, least = -1, radius_px * radius_px
+    if len(keys) == 0:
+        return -1
+    for y in range(max(0, y0 - reach), min(ny, y0 + reach + 1)):
+        for x in range(max(0, x0 - reach), min(nx, x0 + reach + 1)):
+            far = (x - x0) ** 2 + (y - y0) ** 2
+            marks = flags[y, x]
+            if marks & MASK_SATURATED and not marks & UNUSABLE and far <= least:
+                least = far - 1e-9
+                nearest = group[np.searchsorted(keys, y * nx + x)]
+    return nearest
+
+
+@njit(nogil=True, cache=True)
+def _cut(frame: Pixels, flags: Mask, mesh: Mesh, x0: int, y0: int, cut: Floats) -> None:
+    """Square around a pixel above the background; 0 off the frame and where not usable."""
+    ny, nx = frame.shape
+    half = len(cut) // 2
+    level = _level_at(mesh, np.float64(x0), np.float64(y0))
+    slope_x = _level_at(mesh, x0 + 1.0, np.float64(y0)) - level
+    slope_y = _level_at(mesh, np.float64(x0), y0 + 1.0) - level
+    cut[:] = 0.0
+    for y in range(max(0, y0 - half), min(ny, y0 + half + 1)):
+        for x in range(max(0, x0 - half), min(nx, x0 + half + 1)):
+            if not flags[y, x] & UNUSABLE and abs(frame[y, x]) < np.inf:
+                sky = level + slope_x * (x - x0) + slope_y * (y - y0)
+                cut[y - y0 + half, x - x0 + half] = frame[y, x] - sky
+
+
+@njit(nogil=True, cache=True)
+def _brightest(cut: Floats, reach: int) -> tuple[int, int]:
+    """Row and column of the brightest pixel near the centre."""
+    half = len(cut) // 2
+    row, column = half, half
+    for y in range(half - reach, half + reach + 1):
+        for x in range(half - reach, half + reach + 1):
+            if cut[y, x] > cut[row, column]:
+                row, column = y, x
+    return row, column
+
+
+@njit(nogil=True, cache=True)
+def _neighbour_part(cut: Floats, y: int, x: int) -> float:
+    """Mean of the two neighbours over the pixel, along x or y, whichever is less.
+
+    A hot pixel has none, a track of a cosmic ray none across it; a star has both.
+    """
+    across = 0.5 * (cut[y, x - 1] + cut[y, x + 1])
+    along = 0.5 * (cut[y - 1, x] + cut[y + 1, x])
+    return min(across, along) / cut[y, x] if cut[y, x] > 0 else 0.0
+
+
+@njit(nogil=True, cache=True)
+def _take_out_sharp(cut: Floats) -> int:
+    """Replace pixels too sharp for a star by the median of their neighbours; how many."""
+    near = np.empty(8)
+    for n in range(_MOST_SHARP_PIXELS):
+        y, x = _brightest(cut, 2)
+        if cut[y, x] <= 0 or _neighbour_part(cut, y, x) >= _SHARP:
+            return n
+        k = 0
+        for dy in range(-1, 2):
+            for dx in range(-1, 2):
+                if dx or dy:
+                    near[k] = cut[y + dy, x + dx]
+                    k += 1
+        near.sort()
+        cut[y, x] = min(0.5 * (near[3] + near[4]), 0.5 * cut[y, x])
+    return _MOST_SHARP_PIXELS
+
+
+@njit(nogil=True, cache=True)
+def _filtered(cut: Floats, taps: Pixels) -> float:
+    """The filter's value at the centre of a square."""
+    half, reach = len(cut) // 2, len(taps) - 1
+    total = 0.0
+    for dy in range(-reach, reach + 1):
+        line = 0.0
+        for dx in range(-reach, reach + 1):
+            line += taps[abs(dx)] * cut[half + dy, half + dx]
+        total += taps[abs(dy)] * line
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _window_moments(
+    cut: Floats, x: float, y: float, sigma_px: float
+) -> tuple[float, float, float, float, float, float]:
+    """Sum, first and second moments about (x, y) from the centre, under a Gaussian window."""
+    half = len(cut) // 2
+    total, mx, my, xx, yy, xy = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    scale = -0.5 / (sigma_px * sigma_px)
+    columns = np.empty(len(cut))
+    for i in range(len(cut)):
+        columns[i] = np.exp(scale * (i - half - x) ** 2)
+    for j in range(len(cut)):
+        dy = j - half - y
+        row = np.exp(scale * dy * dy)
+        for i in range(len(cut)):
+            dx = i - half - x
+            light = row * columns[i] * cut[j, i]
+            total += light
+            mx += light * dx
+            my += light * dy
+            xx += light * dx * dx
+            yy += light * dy * dy
+            xy += light * dx * dy
+    return total, mx, my, xx, yy, xy
+
+
+@njit(nogil=True, cache=True)
+def _centre(cut: Floats, sigma_px: float) -> tuple[float, float]:
+    """Windowed centroid from the centre of a square; the centre where it strays.
+
+    Source: SExtractor's XWIN_IMAGE (Bertin): steps of twice the windowed mean.
+    """
+    x, y = 0.0, 0.0
+    for _ in range(_WINDOW_ROUNDS):
+        total, mx, my, _, _, _ = _window_moments(cut, x, y, sigma_px)
+        if total <= 0:
+            return 0.0, 0.0
+        step_x, step_y = 2.0 * mx / total, 2.0 * my / total
+        x, y = x + step_x, y + step_y
+        if not (abs(x) <= 2.0 and abs(y) <= 2.0):
+            return 0.0, 0.0
+        if step_x * step_x + step_y * step_y < 1e-6:
+            break
+    return x, y
+
+
+@njit(nogil=True, cache=True)
+def _elongation(cut: Floats, x: float, y: float, sigma_px: float) -> float:
+    """Ratio of the axes; second moments with the window's narrowing taken off."""
+    total, _, _, xx, yy, xy = _window_moments(cut, x, y, sigma_px)
+    if total <= 0:
+        return np.nan
+    xx, yy, xy = xx / total, yy / total, xy / total
+    mean, part = 0.5 * (xx + yy), np.hypot(0.5 * (xx - yy), xy)
+    if mean - part <= 0 or mean + part >= sigma_px * sigma_px:
+        return np.nan
+    window = 1.0 / (sigma_px * sigma_px)
+    long, short = 1.0 / (mean + part) - window, 1.0 / (mean - part) - window
+    return np.sqrt(short / long)
+
+
+@njit(nogil=True, cache=True)
+def _aperture(cut: Floats, x: float, y: float, radius_px: float) -> float:
+    half = len(cut) // 2
+    total = 0.0
+    for j in range(len(cut)):
+        for i in range(len(cut)):
+            if (i - half - x) ** 2 + (j - half - y) ** 2 <= radius_px * radius_px:
+                total += cut[j, i]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def measure(
+    frame: Pixels,
+    flags: Mask,
+    mesh: Mesh,
+    found: Ints,
+    taps: Pixels,
+    fwhm_px: float,
+    threshold_sigma: float,
+    groups: Groups,
+) -> Floats:
+    """Stars [star, column] of those peaks that are none of hot pixels and cosmic rays."""
+    reach_px = 1.5 * fwhm_px
+    half = max(len(taps) - 1, int(np.ceil(reach_px)) + 2, 3)
+    cut = np.empty((2 * half + 1, 2 * half + 1))
+    stars = np.empty((len(found), N_COLUMNS))
+    sigma_px = fwhm_px / 2.3548
+    gain = _filter_gain(taps)
+    n = 0
+    for k in range(len(found)):
+        x0, y0 = found[k, 0], found[k, 1]
+        _cut(frame, flags, mesh, x0, y0, cut)
+        _take_out_sharp(cut)
+        snr = _filtered(cut, taps) / (gain * _noise_at(mesh, np.float64(x0), np.float64(y0)))
+        if not snr > threshold_sigma:
+            continue
+        x, y = _centre(cut, sigma_px)
+        row, column = _brightest(cut, int(np.ceil(0.5 * fwhm_px)))
+        star = stars[n]
+        star[X], star[Y] = x0 + x, y0 + y
+        star[FLUX] = _aperture(cut, x, y, reach_px)
+        star[PEAK] = cut[row, column]
+        star[SNR] = snr
+        star[ELONGATION] = _elongation(cut, x, y, sigma_px)
+        star[SHARPNESS] = 1.0 - _neighbour_part(cut, row, column)
+        group = _nearest_group(flags, groups, x0, y0, fwhm_px)
+        star[GROUP] = group
+        if group >= 0:
+            star[FLUX] = max(star[FLUX], groups[5][group])
+            star[ELONGATION] = np.nan
+            if groups[4][group] > fwhm_px * fwhm_px:
+                star[X], star[Y] = groups[2][group], groups[3][group]
+        n += 1
+    return stars[:n]
+
+
+@njit(nogil=True, cache=True)
+def _prominence(
+    frame: Pixels,
+    flags: Mask,
+    mesh: Mesh,
+    star: Floats,
+    other: Floats,
+    taps: Pixels,
+    step_px: float,
+) -> tuple[float, float]:
+    """Filtered light of a star above the deepest point on the way to another, and that point."""
+    cut = np.empty((2 * len(taps) - 1, 2 * len(taps) - 1))
+    far = np.hypot(other[X] - star[X], other[Y] - star[Y])
+    steps = max(2, int(np.ceil(far / step_px)))
+    top, saddle = 0.0, np.inf
+    for k in range(steps):
+        x = int(np.round(star[X] + (other[X] - star[X]) * k / steps))
+        y = int(np.round(star[Y] + (other[Y] - star[Y]) * k / steps))
+        _cut(frame, flags, mesh, x, y, cut)
+        value = _filtered(cut, taps)
+        if k == 0:
+            top = value
+        saddle = min(saddle, value)
+    return top - saddle, saddle
+
+
+@njit(nogil=True, cache=True)
+def stand_out(
+    frame: Pixels,
+    flags: Mask,
+    mesh: Mesh,
+    stars: Floats,
+    taps: Pixels,
+    fwhm_px: float,
+    threshold_sigma: float,
+) -> NDArray[np.bool_]:
+    """Which of the ranked stars stand out of the light of every brighter one.
+
+    On the way there must be a point lower by the threshold in units of the noise of sky and
+    light there, in electrons, and by a part of that light. Of those in one saturated group the
+    first is kept.
+    """
+    gain = _filter_gain(taps)
+    keep = np.ones(len(stars), dtype=np.bool_)
+    reach_px = _REACH_FWHM * fwhm_px
+    for k in range(len(stars)):
+        star = stars[k]
+        noise = _noise_at(mesh, star[X], star[Y])
+        for other in range(k):
+            if not keep[other]:
+                continue
+            if star[GROUP] >= 0 and star[GROUP] == stars[other, GROUP]:
+                keep[k] = False
+                break
+            dx, dy = abs(star[X] - stars[other, X]), abs(star[Y] - stars[other, Y])
+            if dx > reach_px or dy > reach_px or dx * dx + dy * dy > reach_px * reach_px:
+                continue
+            height, saddle = _prominence(
+                frame, flags, mesh, star, stars[other], taps, 0.5 * fwhm_px
+            )
+            limit = threshold_sigma * gain * np.sqrt(noise * noise + max(saddle, 0.0))
+            if height < max(limit, _LEAST_PROMINENCE * saddle):
+                keep[k] = False
+                break
+    return keep
+
+
+@njit(nogil=True, cache=True)
+def near_another(stars: Floats, radius_px: float) -> NDArray[np.bool_]:
+    """Which stars have another within the radius."""
+    near = np.zeros(len(stars), dtype=np.bool_)
+    for k in range(len(stars)):
+        for other in range(k):
+            dx, dy = stars[k, X] - stars[other, X], stars[k, Y] - stars[other, Y]
+            if dx * dx + dy * dy <= radius_px * radius_px:
+                near[k] = near[other] = True
+    return near
