@@ -41,7 +41,7 @@ def lay_out(
     good_frame: ArrayLike | None = None,
     max_comparisons: int = 50,
 ) -> Layout:
-    """What all apertures share.
+    """What all apertures of a field share.
 
     usable: [time, star]; never: [star], who serves nobody and chooses nothing; night: [time];
     good_frame: [time], False where an epoch sets no level, weight or median.
@@ -67,7 +67,7 @@ def lay_out(
 
 
 def _block_edges(night: Array) -> Ints:
-    """Bounds of runs of 5 to 32 epochs, cut at the ends of nights that are not shorter."""
+    """Bounds of runs of some 5 to 32 epochs, cut at the ends of nights that are not shorter."""
     n = len(night)
     length = min(32, max(5, n // 32))
     ends = [*(np.flatnonzero(night[1:] != night[:-1]) + 1).tolist(), n]
@@ -177,9 +177,10 @@ def curves(
 ) -> tuple[Floats, Floats, Floats]:
     """Flux over comparison, its error, and the comparison, each [star, time], of some stars."""
     factor, noise = _others(solution, stars)
-    ratio = value[stars] / factor
-    own = np.square(error[stars], dtype=np.float64)
-    return ratio, np.sqrt(own + np.square(ratio) * noise) / factor, factor
+    with np.errstate(over="ignore", invalid="ignore"):  # a star may hold anything, even infinity
+        ratio = value[stars] / factor
+        own = np.square(error[stars], dtype=np.float64)
+        return ratio, np.sqrt(own + np.square(ratio) * noise) / factor, factor
 
 
 def ratios(value: Array, solution: Solution) -> Floats:

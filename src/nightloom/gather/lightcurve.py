@@ -79,8 +79,16 @@ def lightcurve_recipe(
         product, fingerprint=recipe.fingerprint, inputs=inputs, settings=settings,
         algorithm=LIGHTCURVE_VERSION,
     )  # fmt: skip
-    paths = (current(root, name) for name in (joined, source, f"plate/{field}", f"stars/{field}"))
-    job = LightcurveJob(product, note, *paths, settings, attributes)
+    job = LightcurveJob(
+        product,
+        note,
+        field=current(root, joined),
+        ensemble=current(root, source),
+        plate=current(root, f"plate/{field}"),
+        stars=current(root, f"stars/{field}"),
+        settings=settings,
+        attributes=attributes,
+    )
     return replace(recipe, job=job)
 
 

@@ -182,7 +182,8 @@ def _first_moments(
 
 @njit(nogil=True, cache=True)
 def _good(pixels: Pixels, mask: Mask, j: int, i: int) -> bool:
-    return (mask[j, i] & UNUSABLE) == 0 and abs(pixels[j, i]) < np.inf
+    good: bool = (mask[j, i] & UNUSABLE) == 0 and abs(pixels[j, i]) < np.inf
+    return good
 
 
 @njit(nogil=True, cache=True)

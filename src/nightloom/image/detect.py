@@ -136,9 +136,7 @@ def detect(
         groups = peaks.saturated_groups(frame, flags, mesh)
         stars = peaks.measure(frame, flags, mesh, found, taps, fwhm_px, threshold_sigma, groups)
         stars = stars[np.argsort(-stars[:, peaks.FLUX], kind="stable")]
-        stars = stars[
-            peaks.stand_out(frame, flags, mesh, stars, taps, fwhm_px, threshold_sigma)
-        ]
+        stars = stars[peaks.stand_out(frame, flags, mesh, stars, taps, fwhm_px, threshold_sigma)]
         blended = peaks.near_another(stars, 2.0 * fwhm_px)[:max_stars]
         stars = stars[:max_stars]
         saturated = stars[:, peaks.GROUP] >= 0
@@ -185,7 +183,7 @@ def _index(position_px: Floats, centres_px: Floats) -> Floats:
     """Fractional index of a box at a position; 0 where there is but one."""
     if len(centres_px) < 2:
         return np.zeros_like(position_px)
-    return (position_px - centres_px[0]) / (centres_px[1] - centres_px[0])
+    return np.asarray((position_px - centres_px[0]) / (centres_px[1] - centres_px[0]))
 
 
 def _interpolate(plane: Pixels, row: Floats, column: Floats) -> Floats:

@@ -37,6 +37,8 @@ N_COLUMNS = 8
 _SHARP = 0.16  # neighbours over the brightest pixel; 0.24 in a centred star of FWHM 1.2 px
 _MOST_SHARP_PIXELS = 16  # of one hit of a cosmic ray
 _WINDOW_ROUNDS = 10
+_LARGEST_SHIFT_PX = 2.0
+_CENTRED_PX = 0.002
 _REACH_FWHM = 8.0  # how far the light of a brighter star is looked at
 _LEAST_PROMINENCE = 0.05  # of the light of the brighter star on which a fainter one stands
 
@@ -46,7 +48,8 @@ def gaussian_taps(fwhm_px: float) -> Pixels:
     sigma_px = fwhm_px / 2.3548
     steps = np.arange(max(1, int(np.ceil(2.5 * sigma_px))) + 1)
     taps = np.exp(-0.5 * (steps / sigma_px) ** 2)
-    return (taps / (2.0 * taps.sum() - taps[0])).astype(np.float32)
+    half: Pixels = (taps / (2.0 * taps.sum() - taps[0])).astype(np.float32)
+    return half
 
 
 @njit(nogil=True, cache=True)
@@ -68,26 +71,27 @@ def _at(plane: Pixels, row: float, column: float) -> float:
     part = column - x if nx > 1 else 0.0
     upper = plane[y, x] + part * (plane[y, x1] - plane[y, x])
     lower = plane[y1, x] + part * (plane[y1, x1] - plane[y1, x])
-    return upper + (row - y) * (lower - upper)
+    value: float = upper + (row - y) * (lower - upper)
+    return value
 
 
 @njit(nogil=True, cache=True)
 def _level_at(mesh: Mesh, x: float, y: float) -> float:
     level, _, x0, dx, y0, dy = mesh
-    return _at(level, (y - y0) / dy, (x - x0) / dx)
+    value: float = _at(level, (y - y0) / dy, (x - x0) / dx)
+    return value
 
 
 @njit(nogil=True, cache=True)
 def _noise_at(mesh: Mesh, x: float, y: float) -> float:
     _, noise, x0, dx, y0, dy = mesh
     row = min(max((y - y0) / dy, 0.0), noise.shape[0] - 1.0)
-    return _at(noise, row, min(max((x - x0) / dx, 0.0), noise.shape[1] - 1.0))
+    value: float = _at(noise, row, min(max((x - x0) / dx, 0.0), noise.shape[1] - 1.0))
+    return value
 
 
 @njit(nogil=True, cache=True)
-def _mesh_row(
-    plane: Pixels, row: float, x0: float, dx: float, ramp: Pixels, line: Pixels
-) -> None:
+def _mesh_row(plane: Pixels, row: float, x0: float, dx: float, ramp: Pixels, line: Pixels) -> None:
     """The plane along one row of pixels; linear between the centres of boxes and beyond."""
     boxes = plane.shape[1]
     start = 0
@@ -244,7 +248,8 @@ def saturated_groups(frame: Pixels, flags: Mask, mesh: Mesh) -> Groups:
             if abs(keys[other] % nx - keys[k] % nx) <= 1:
                 _unite(parent, other, k)
             other += 1
-    return _group_sums(frame, mesh, keys, parent)
+    groups: Groups = _group_sums(frame, mesh, keys, parent)
+    return groups
 
 
 @njit(nogil=True, cache=True)
@@ -384,29 +389,11 @@ def _filtered(cut: Floats, taps: Pixels) -> float:
 
 
 @njit(nogil=True, cache=True)
-def _window_moments(
-    cut: Floats, x: float, y: float, sigma_px: float
-) -> tuple[float, float, float, float, float, float]:
-    """Sum, first and second moments about (x, y) from the centre, under a Gaussian window."""
-    half = len(cut) // 2
-    total, mx, my, xx, yy, xy = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    scale = -0.5 / (sigma_px * sigma_px)
-    columns = np.empty(len(cut))
-    for i in range(len(cut)):
-        columns[i] = np.exp(scale * (i - half - x) ** 2)
-    for j in range(len(cut)):
-        dy = j - half - y
-        row = np.exp(scale * dy * dy)
-        for i in range(len(cut)):
-            dx = i - half - x
-            light = row * columns[i] * cut[j, i]
-            total += light
-            mx += light * dx
-            my += light * dy
-            xx += light * dx * dx
-            yy += light * dy * dy
-            xy += light * dx * dy
-    return total, mx, my, xx, yy, xy
+def _window(offset: float, sigma_px: float, weights: Floats) -> None:
+    """Gaussian window along one side of a square, its centre at an offset from the square's."""
+    half = len(weights) // 2
+    for k in range(len(weights)):
+        weights[k] = np.exp(-0.5 * ((k - half - offset) / sigma_px) ** 2)
 
 
 @njit(nogil=True, cache=True)
@@ -415,33 +402,59 @@ def _centre(cut: Floats, sigma_px: float) -> tuple[float, float]:
 
     Source: SExtractor's XWIN_IMAGE (Bertin): steps of twice the windowed mean.
     """
+    half = len(cut) // 2
+    reach = min(half, int(np.ceil(3.0 * sigma_px)))
+    near = cut[half - reach : half + reach + 1, half - reach : half + reach + 1]
+    across, down = np.empty(len(near)), np.empty(len(near))
     x, y = 0.0, 0.0
     for _ in range(_WINDOW_ROUNDS):
-        total, mx, my, _, _, _ = _window_moments(cut, x, y, sigma_px)
+        _window(x, sigma_px, across)
+        _window(y, sigma_px, down)
+        total, mx, my = 0.0, 0.0, 0.0
+        for j in range(len(near)):
+            line, moment = 0.0, 0.0
+            for i in range(len(near)):
+                light = across[i] * near[j, i]
+                line += light
+                moment += light * (i - reach - x)
+            total += down[j] * line
+            mx += down[j] * moment
+            my += down[j] * line * (j - reach - y)
         if total <= 0:
             return 0.0, 0.0
-        step_x, step_y = 2.0 * mx / total, 2.0 * my / total
-        x, y = x + step_x, y + step_y
-        if not (abs(x) <= 2.0 and abs(y) <= 2.0):
+        x, y = x + 2.0 * mx / total, y + 2.0 * my / total
+        if not (abs(x) <= _LARGEST_SHIFT_PX and abs(y) <= _LARGEST_SHIFT_PX):
             return 0.0, 0.0
-        if step_x * step_x + step_y * step_y < 1e-6:
+        if 4.0 * (mx * mx + my * my) < (_CENTRED_PX * total) ** 2:
             break
     return x, y
 
 
 @njit(nogil=True, cache=True)
 def _elongation(cut: Floats, x: float, y: float, sigma_px: float) -> float:
-    """Ratio of the axes; second moments with the window's narrowing taken off."""
-    total, _, _, xx, yy, xy = _window_moments(cut, x, y, sigma_px)
+    """Ratio of the axes: second moments under a window, its narrowing taken off."""
+    half = len(cut) // 2
+    across, down = np.empty(len(cut)), np.empty(len(cut))
+    _window(x, sigma_px, across)
+    _window(y, sigma_px, down)
+    total, xx, yy, xy = 0.0, 0.0, 0.0, 0.0
+    for j in range(len(cut)):
+        dy = j - half - y
+        for i in range(len(cut)):
+            dx = i - half - x
+            light = down[j] * across[i] * cut[j, i]
+            total += light
+            xx += light * dx * dx
+            yy += light * dy * dy
+            xy += light * dx * dy
     if total <= 0:
         return np.nan
-    xx, yy, xy = xx / total, yy / total, xy / total
-    mean, part = 0.5 * (xx + yy), np.hypot(0.5 * (xx - yy), xy)
+    mean, part = 0.5 * (xx + yy) / total, np.hypot(0.5 * (xx - yy), xy) / total
     if mean - part <= 0 or mean + part >= sigma_px * sigma_px:
         return np.nan
     window = 1.0 / (sigma_px * sigma_px)
-    long, short = 1.0 / (mean + part) - window, 1.0 / (mean - part) - window
-    return np.sqrt(short / long)
+    ratio: float = np.sqrt((1.0 / (mean - part) - window) / (1.0 / (mean + part) - window))
+    return ratio
 
 
 @njit(nogil=True, cache=True)

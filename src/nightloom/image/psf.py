@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from nightloom.image.aperture import UNUSABLE, Floats, frame_arrays, positive, star_vectors
 from nightloom.image.calibrate import Mask, Pixels
 from nightloom.image.centroid import SIGMA_PER_FWHM
+from nightloom.image.moffat import fit_moffat
 
 _MAX_STEPS = 60
 _REACH_SIGMAS = 4.0  # half the box that moments are taken in
@@ -23,10 +24,6 @@ _CLEAN_SIGMAS = 3.0  # a masked pixel nearer than this spoils the star
 _MIN_VARIANCE_PX2 = 0.12  # narrower than any star: one hot pixel
 _PIXEL_VARIANCE_PX2 = 1 / 12  # what the pixel's own width adds
 _FIT_FWHM, _MIN_FIT_PX = 2.0, 4.0  # radius of the pixels that are fitted
-_TABLE = 256
-_GAUSS_POINT = 0.5 / math.sqrt(3)  # two points a side integrate a pixel to third order
-_MIN_INVERSE_BETA, _MAX_INVERSE_BETA = 0.02, 0.8
-_MAX_FITS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +93,50 @@ def measure_psf(
     start = form[3] / SIGMA_PER_FWHM
     reach = max(_FIT_FWHM * start, _MIN_FIT_PX)
     radii, values = _collect(pixels, flags, moments[:, :2], level, form[:3], reach, elongation)
-    fwhm, inverse_beta, settled = _fit(radii, values, start, reach)
+    fwhm, inverse_beta, settled = fit_moffat(radii, values, start, reach)
     if not settled:
         return _NO_SHAPE
     return PsfShape(fwhm, 1 / inverse_beta, elongation, angle_deg, len(moments))
 
 
+def radial_profile(
+    pixels_e: NDArray[Any],
+    mask: NDArray[Any],
+    x_px: ArrayLike,
+    y_px: ArrayLike,
+    *,
+    background_e: ArrayLike,
+    max_radius_px: float,
+    bin_px: float,
+) -> RadialProfile:
+    """Profile of the stars together, each divided by its flux within max_radius_px.
+
+    pixels_e, mask: [y, x]; x_px, y_px, background_e: [star]. Bins without a pixel are NaN.
+    Raises ValueError: shapes differ, a length is not finite and above zero.
+    """
+    pixels, flags = frame_arrays(pixels_e, mask)
+    x, y, level = star_vectors(x_px, y_px, background_e)
+    reach, step = positive("max_radius_px", max_radius_px), positive("bin_px", bin_px)
+    usable = (x > -1) & (x < pixels.shape[1]) & (y > -1) & (y < pixels.shape[0])
+    usable &= np.isfinite(level)
+    centres = np.stack([x[usable], y[usable]], axis=1)
+    radii, values = _collect(pixels, flags, centres, level[usable], (1.0, 0.0, 1.0), reach, 1.0)
+    flux = np.nansum(values, axis=1)
+    bright = flux > 0
+    fractions = values[bright] / flux[bright, None]
+    held = np.isfinite(fractions)
+    radius, fraction = radii[bright][held], fractions[held]
+    n_bins = math.ceil(reach / step)
+    places = np.minimum((radius / step).astype(np.int64), n_bins - 1)
+    profile = np.full((2, n_bins), np.nan)
+    for k in np.unique(places):
+        profile[:, k] = radius[places == k].mean(), np.median(fraction[places == k])
+    return RadialProfile(profile[0], profile[1], np.bincount(places, minlength=n_bins))
+
+
 def _alike(moments: Floats) -> NDArray[np.bool_]:
     """Which stars [star] of moments [star, xx xy yy] are of the common size: no hits, galaxies."""
-    usable = np.isfinite(moments).all(axis=1)
+    usable: NDArray[np.bool_] = np.isfinite(moments.sum(axis=1))
     if not usable.any():
         return usable
     xx, xy, yy = moments[usable].T
@@ -134,9 +166,7 @@ def _axes(
 
 
 @njit(nogil=True, cache=True)
-def _core_sums(
-    pixels: Pixels, x_px: Floats, y_px: Floats, levels: Floats, half: int
-) -> Floats:
+def _core_sums(pixels: Pixels, x_px: Floats, y_px: Floats, levels: Floats, half: int) -> Floats:
     """Sum above the level in a square about each star; NaN where it is not within the frame."""
     ny, nx = pixels.shape
     sums = np.full(x_px.size, np.nan)
@@ -185,7 +215,11 @@ def _without_window(
 ) -> tuple[float, float, float]:
     """Covariance of a Gaussian whose moments under the window (xx, xy, yy) are (mxx, mxy, myy)."""
     inside, window = mxx * myy - mxy * mxy, xx * yy - xy * xy
-    pxx, pxy, pyy = myy / inside - yy / window, xy / window - mxy / inside, mxx / inside - xx / window
+    pxx, pxy, pyy = (
+        myy / inside - yy / window,
+        xy / window - mxy / inside,
+        mxx / inside - xx / window,
+    )
     precision = pxx * pyy - pxy * pxy
     # Far from the window, or for no Gaussian at all, the inverse runs off: then step by factors.
     if pxx > 0.0 and precision * window > 1 / 16:
@@ -222,13 +256,13 @@ def _moments(
         ratio, growth = math.exp(-0.5 * a * (2.0 * dx + 1.0) - b * dy), math.exp(-a)
         for i in range(int(left), int(right) + 1):
             dx = i - x
-            value = np.float64(pixels[j, i])
+            value = pixels[j, i] - level
             if (mask[j, i] & UNUSABLE) != 0 or not abs(value) < np.inf:
                 q = a * dx * dx + 2.0 * b * dx * dy + c * dy * dy
                 if q < _CLEAN_SIGMAS * _CLEAN_SIGMAS:
                     return np.nan, 0.0, 0.0, 0.0, 0.0, 0.0
-                value = level
-            value = (value - level) * weight
+                value = 0.0
+            value *= weight
             f, fx, fy = f + value, fx + value * dx, fy + value * dy
             fxx, fxy, fyy = fxx + value * dx * dx, fxy + value * dx * dy, fyy + value * dy * dy
             weight *= ratio
@@ -271,114 +305,3 @@ def _collect(
                     n += 1
         longest = max(longest, n)
     return radii[:, :longest], values[:, :longest]
-
-
-@njit(nogil=True, cache=True)
-def _profiles(fwhm: float, inverse_beta: float, reach: float) -> Floats:
-    """Moffat of peak 1 averaged over a pixel, and its slopes in ln(fwhm) and 1/beta [3, radius].
-
-    Rows run over radii from 0 to `reach`, evenly. The pixel lies at 22.5 degrees to the radius,
-    where its corners weigh as they do on average.
-    """
-    table = np.zeros((3, _TABLE + 2))
-    power = 2.0**inverse_beta
-    scale = 4.0 * (power - 1.0) / (fwhm * fwhm)
-    growth = 4.0 * math.log(2.0) * power / (fwhm * fwhm)
-    cosine, sine = math.cos(math.pi / 8), math.sin(math.pi / 8)
-    for k in range(_TABLE + 2):
-        radius = reach * k / _TABLE
-        for corner in range(4):
-            px = radius * cosine + (_GAUSS_POINT if corner & 1 else -_GAUSS_POINT)
-            py = radius * sine + (_GAUSS_POINT if corner & 2 else -_GAUSS_POINT)
-            square = px * px + py * py
-            q = 1.0 + scale * square
-            logarithm = math.log(q)
-            value = 0.25 * math.exp(-logarithm / inverse_beta)
-            table[0, k] += value
-            table[1, k] += value * 2.0 * (q - 1.0) / (q * inverse_beta)
-            slope = logarithm / inverse_beta - growth * square / q
-            table[2, k] += value * slope / inverse_beta
-    return table
-
-
-@njit(nogil=True, cache=True)
-def _fit(
-    radii: Floats, values: Floats, fwhm: float, reach: float
-) -> tuple[float, float, bool]:
-    """FWHM and 1/beta by robust Gauss-Newton, each star with its own peak; whether it settled."""
-    inverse_beta = 0.3
-    scales = np.full((values.shape[0], 2), np.inf)  # peak and scatter (of the peak) of each star
-    scales[:, 0] = 1.0
-    for step in range(_MAX_FITS):
-        table = _profiles(fwhm, inverse_beta, reach)
-        g0 = g1 = n00 = n01 = n11 = 0.0
-        for star in range(values.shape[0]):
-            s = _star_equations(radii[star], values[star], table, _TABLE / reach, scales[star])
-            g0, g1, n00, n01, n11 = g0 + s[0], g1 + s[1], n00 + s[2], n01 + s[3], n11 + s[4]
-        if not (n00 > 0.0 and n11 > 0.0):
-            return fwhm, inverse_beta, False
-        determinant = n00 * n11 * (1.0 + 1e-6) - n01 * n01
-        wider, winged = (n11 * g0 - n01 * g1) / determinant, (n00 * g1 - n01 * g0) / determinant
-        target = min(max(inverse_beta + winged, _MIN_INVERSE_BETA), _MAX_INVERSE_BETA)
-        if target != inverse_beta + winged:  # at a limit: the best width for that
-            wider = (g0 - n01 * (target - inverse_beta)) / n00
-        wider = min(max(wider, -0.3), 0.3)
-        winged = min(max(target - inverse_beta, -0.15), 0.15)
-        fwhm, inverse_beta = fwhm * math.exp(wider), inverse_beta + winged
-        if step > 2 and abs(wider) < 2e-4 and abs(winged) < 2e-3:
-            return fwhm, inverse_beta, True
-    return fwhm, inverse_beta, False
-
-
-@njit(nogil=True, cache=True)
-def _star_equations(
-    radii: Floats, values: Floats, table: Floats, per_px: float, scales: Floats
-) -> tuple[float, float, float, float, float]:
-    """One star's part of the normal equations, its peak solved for; renews `scales`."""
-    peak, scatter = scales
-    tt = t0 = t1 = tv = v0 = v1 = j00 = j01 = j11 = 0.0
-    for i in range(radii.size):
-        if math.isnan(radii[i]):
-            break
-        place = radii[i] * per_px
-        k = int(place)
-        part = place - k
-        t = table[0, k] + part * (table[0, k + 1] - table[0, k])
-        a = table[1, k] + part * (table[1, k + 1] - table[1, k])
-        b = table[2, k] + part * (table[2, k + 1] - table[2, k])
-        # Hits and neighbours stand out from the scatter and from what the profile may be wrong by.
-        excess = (values[i] / peak - t) / (3.0 * (scatter + 0.03 * t))
-        weight = 1.0 / (1.0 + excess * excess) ** 2
-        ta, tb = weight * a, weight * b
-        tt, t0, t1 = tt + weight * t * t, t0 + ta * t, t1 + tb * t
-        tv, v0, v1 = tv + weight * t * values[i], v0 + ta * values[i], v1 + tb * values[i]
-        j00, j01, j11 = j00 + ta * a, j01 + ta * b, j11 + tb * b
-    if not tv > 0.0:
-        return 0.0, 0.0, 0.0, 0.0, 0.0
-    peak = tv / tt
-    scatter = _scatter(radii, values, table, per_px, peak)
-    scales[0], scales[1] = peak, scatter
-    weight = 1.0 / (scatter * scatter + 1e-4)
-    return (
-        weight * (v0 / peak - t0),
-        weight * (v1 / peak - t1),
-        weight * (j00 - t0 * t0 / tt),
-        weight * (j01 - t0 * t1 / tt),
-        weight * (j11 - t1 * t1 / tt),
-    )
-
-
-@njit(nogil=True, cache=True)
-def _scatter(radii: Floats, values: Floats, table: Floats, per_px: float, peak: float) -> float:
-    """Robust deviation of a star's pixels from the profile, in units of its peak."""
-    away = np.empty(radii.size)
-    n = 0
-    for i in range(radii.size):
-        if math.isnan(radii[i]):
-            break
-        place = radii[i] * per_px
-        k = int(place)
-        t = table[0, k] + (place - k) * (table[0, k + 1] - table[0, k])
-        away[n] = abs(values[i] / peak - t)
-        n += 1
-    return 1.4826 * np.median(away[:n])

@@ -116,7 +116,9 @@ def blended(x_px: ArrayLike, y_px: ArrayLike, *, radius_px: float) -> NDArray[np
     Raises ValueError: lengths differ, radius_px is not finite and above zero.
     """
     x, y = star_vectors(x_px, y_px)
-    return _close(x, y, np.argsort(x, kind="stable"), positive("radius_px", radius_px))
+    radius = positive("radius_px", radius_px)
+    found: NDArray[np.bool_] = _close(x, y, np.argsort(x, kind="stable"), radius)
+    return found
 
 
 @njit(nogil=True, cache=True)

@@ -51,9 +51,12 @@ class Choice:
     dark: str = ""
     flat: str = ""
     reasons: tuple[str, ...] = ()
+    calibrated: bool = False  # before it came here: nothing is to be done again
 
     @property
     def missing(self) -> tuple[str, ...]:
+        if self.calibrated:
+            return ()
         lacking = []
         if not self.dark:
             lacking.append("dark" if self.bias else "bias, dark")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from nightloom.config import Config
+from nightloom.frames.checks import CALIBRATED
 from nightloom.plan.calibrations import Choice, Kit, choose, kits, wanted_of
 from nightloom.plan.fields import assign_fields, slug
 from nightloom.schema.frames import QUARANTINE, SUSPECT_BITS
@@ -160,6 +161,9 @@ def _cube(group: pd.DataFrame, available: tuple[Kit, ...], config: Config) -> Pl
     known: dict[object, Choice] = {}
     choices: list[Choice] = []
     for _, row in group.iterrows():
+        if CALIBRATED in row["reason"]:
+            choices.append(Choice(reasons=(row["reason"],), calibrated=True))
+            continue
         wanted = wanted_of(row)
         # The temperature is that of the night's frames, so that choices are few and stable.
         key = (wanted.exposure_s, wanted.read_mode)

@@ -95,12 +95,11 @@ def _path(root: Path, product: str, fingerprint: str) -> Path | None:
 
 def paths_of(root: Path, choice: Choice) -> MasterPaths:
     """Where the chosen masters lie; one that could not be made is as one that is missing."""
-    return MasterPaths(
-        *(
-            _path(root, product, published_fingerprint(root, product)) if product else None
-            for product in (choice.bias, choice.dark, choice.flat)
-        )
+    bias, dark, flat = (
+        _path(root, product, published_fingerprint(root, product)) if product else None
+        for product in (choice.bias, choice.dark, choice.flat)
     )
+    return MasterPaths(bias, dark, flat, calibrated=choice.calibrated)
 
 
 def instrument_of(config: Config, instrument: str) -> Instrument:

@@ -51,6 +51,7 @@ class MasterPaths:
     bias: Path | None = None
     dark: Path | None = None
     flat: Path | None = None
+    calibrated: bool = False  # the frame came calibrated: none of them is missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def make_master(job: MasterJob, work: Path, _: list[Any]) -> Made:
         "n_frames": len(frames),
         "frames": [frame.path for frame in frames],
     }
-    arrays = {"level": level, "noise": noise, "bad": bad}
+    arrays: dict[str, NDArray[Any]] = {"level": level, "noise": noise, "bad": bad}
     write_store(work / "master.zarr", MASTER, arrays, attributes=attributes)
     return Made(caveats=caveats)
 

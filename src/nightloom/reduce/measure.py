@@ -123,7 +123,8 @@ def _frame_caveats(item: CalibratedFrame) -> int:
     flags = 0
     if item.frame.time_suspect:
         flags |= BITS["time_suspect"]
-    if item.paths.dark is None or item.paths.flat is None:
+    bare = item.paths.dark is None or item.paths.flat is None
+    if bare and not item.paths.calibrated:
         flags |= BITS["calibration_missing"]
     if not np.isfinite(item.frame.gain_e_per_adu):
         flags |= BITS["gain_assumed"]

@@ -82,8 +82,10 @@ def plate_recipe(
     path = current(root, reference)
     settings = PlateSettings(tolerance_arcsec=config.reference.plate_tolerance_arcsec)
     catalogues = config.catalog_paths()
-    inputs = ((reference, published_fingerprint(root, reference)),)
-    inputs += tuple((p.name, digest_of_file(p)) for p in catalogues if p.is_file())
+    inputs = (
+        (reference, published_fingerprint(root, reference)),
+        *((p.name, digest_of_file(p)) for p in catalogues if p.is_file()),
+    )
     product = f"plate/{field}"
     recipe = Recipe(
         product, inputs, settings, PLATE_VERSION, job=None, finish=make_plate, needs=(reference,)

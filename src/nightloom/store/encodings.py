@@ -20,6 +20,9 @@ from nightloom.schema.cube import STAR, TIME, Variable
 SHARD_BYTES = 64 << 20
 SHARD_TIMES = 512
 CHUNK_APERTURES = 5
+# Zarr does not write a shard that holds nothing but the fill value, whatever it is told; so that
+# one of NaN is there to be counted, shards are filled with netCDF's default fill instead.
+NEVER_WRITTEN = 9.969209968386869e36
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -57,7 +60,7 @@ def create_store(
             chunks=_chunk_shape(shard) if sharded else shard,
             shards=shard if sharded else None,
             dtype=str if variable.dtype == "str" else np.dtype(variable.dtype),
-            fill_value=variable.fill,
+            fill_value=NEVER_WRITTEN if sharded else variable.fill,
             compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
             dimension_names=variable.dims,
             attributes=_attributes(variable) | dict((extra or {}).get(variable.name, {})),
