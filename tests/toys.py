@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from nightloom.engine.recipe import Made, Recipe
 from nightloom.errors import FrameError, ProductError
 from nightloom.schema.cube import Variable

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from nightloom.engine.cluster import SERIAL, Engine
 from nightloom.engine.recipe import Failed, Finished, ItemsDone, partitions
 from nightloom.errors import ConfigError
@@ -47,7 +48,7 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, s
             ],
             env=env,
             **quiet,
-        )  # fmt: skip
+        )
         for _ in range(2)
     ]
     deadline = time.monotonic() + 30

@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+
 from nightloom import errors
 from nightloom.config import PhotometrySection
 from nightloom.errors import ArchiveError, NightloomError, TransientError
@@ -65,21 +66,26 @@ def test_publish_swaps_whole_versions(tmp_path: Path) -> None:
     put(tmp_path, "cube/F/N/R", "aaa", 1.0)  # the same was made before: kept
     assert published_fingerprint(tmp_path, "cube/F/N/R") == "aaa"
     link = tmp_path / "cube/F/N/R/cube.zarr"
-    assert not Path(os.readlink(link)).is_absolute()  # the products may be moved
+    assert not link.readlink().is_absolute()  # the products may be moved
     assert not list(tmp_path.rglob(".work-*"))
 
 
 def test_failed_work_is_never_visible(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), work_folder(tmp_path, "cube/F/N/R") as work:
-        (work / "cube.zarr").mkdir()
-        raise RuntimeError
+    def fail() -> None:
+        with work_folder(tmp_path, "cube/F/N/R") as work:
+            (work / "cube.zarr").mkdir()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert current(tmp_path, "cube/F/N/R") is None
     assert not list(tmp_path.rglob(".work-*"))
 
 
 def test_sweep_takes_only_what_nobody_owns(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from nightloom.store.products import new_work_folder;"
+        "import sys; from pathlib import Path;"
+        "from nightloom.store.products import new_work_folder;"
         "new_work_folder(Path(sys.argv[1]), 'cube/dead')"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

@@ -195,6 +195,10 @@ def _run(path: Path | None, cluster: str | None) -> Iterator[pipeline.Run]:
         with watch.drawing():
             try:
                 yield made
+            except KeyboardInterrupt:
+                made.log("interrupted")
+                show.err.print("interrupted; all done so far is kept: run it again to go on")
+                raise typer.Exit(ExitCode.INTERRUPTED) from None
             except BaseException:
                 made.log("broken off:\n" + traceback.format_exc())
                 raise
@@ -222,17 +226,9 @@ def main() -> None:
     """Entry of the command `nightloom`."""
     logging.getLogger("nightloom").addHandler(logging.NullHandler())
     try:
-        app(standalone_mode=False)
-    except typer.Exit as ended:
-        sys.exit(ended.exit_code)
-    except KeyboardInterrupt:
-        show.err.print("interrupted; all done so far is kept")
-        sys.exit(ExitCode.INTERRUPTED)
+        app()
     except NightloomError as error:
         if _state["debug"]:
             traceback.print_exc()
         show.err.print(f"error: {error}", markup=False)
         sys.exit(error.exit_code)
-    except typer.TyperException as error:
-        error.show()
-        sys.exit(ExitCode.USAGE)

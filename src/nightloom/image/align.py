@@ -1,19 +1,43 @@
-"""Where the stars of a list lie in another list (being written: signatures are final)."""
+"""Where the stars of one list lie in another: prediction, asterisms, robust fit, acceptance.
+
+A transformation is a matrix [2, 3]: (x, y) of the source times the left square plus the last
+column is (x, y) of the target. It is accepted on as many matches as chance would not give in
+ten million unrelated pairs of lists, or refused with a reason.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-Matrix = NDArray[np.float64]
+from nightloom.image.asterisms import Floats, Ints, asterism_candidates, fit_similarity
+
+Matrix: TypeAlias = Floats
+Model: TypeAlias = Literal["similarity", "affine"]
+
+_CHANCE = 1e-7  # that unrelated lists are accepted
+_STAGES = (16, 28, 50)  # brightest points whose triangles are compared
+_PREDICTION_REACH = 6.0  # tolerances that a predicted position may be off by, all together
+_LARGEST_RESIDUAL = 0.6  # of the tolerance, rms; matches by chance have 0.7
+_CLIP_SIGMA = 4.0
+_LEAST_CLIP = 0.1  # of the tolerance
+_MOST_TURNS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """A transformation [2, 3] from source (reference) to target (frame), and how good it is."""
+    """A transformation from source (reference) to target (frame), and how good it is.
+
+    matrix: float64 [2, 3]; residual_px: rms distance of the matched pairs, in target units;
+    rotation_deg: of the frame against the reference, from x to y; scale: target over source.
+    """
 
     matrix: Matrix
     n_matched: int
@@ -24,24 +48,46 @@ class Alignment:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why no transformation was accepted; numbers of the best one tried."""
+    """Why no transformation was accepted; matches and residual (NaN: none) of the best tried."""
 
     reason: str
     n_matched: int
     residual_px: float
 
 
-def apply(
-    matrix: Matrix, x_px: NDArray[Any], y_px: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def apply(matrix: Matrix, x_px: NDArray[Any], y_px: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Positions (x, y) in the target of positions in the source."""
+    x, y = np.asarray(x_px, np.float64), np.asarray(y_px, np.float64)
+    return (
+        np.asarray(matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]),
+        np.asarray(matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]),
+    )
 
 
-def invert(matrix: Matrix) -> Matrix: ...
+def invert(matrix: Matrix) -> Matrix:
+    """The transformation back. Raises ValueError: there is none."""
+    square = matrix[:, :2]
+    if not (np.isfinite(matrix).all() and abs(np.linalg.det(square)) > 0):
+        raise ValueError("this transformation cannot be inverted")
+    inverse = np.linalg.inv(square)
+    return np.column_stack((inverse, -inverse @ matrix[:, 2]))
+
+
+def shift_at(matrix: Matrix, x_px: float, y_px: float) -> tuple[float, float]:
+    """How far the point (x, y) of the source moves, in (x, y)."""
+    x, y = apply(matrix, np.float64(x_px), np.float64(y_px))
+    return float(x) - x_px, float(y) - y_px
 
 
 def match(
     source_xy: NDArray[Any], target_xy: NDArray[Any], matrix: Matrix, tolerance: float
-) -> NDArray[np.int64]: ...  # [pair, 2]: index into source, index into target
+) -> Ints:
+    """Pairs [pair, 2] of indices into source and target: each the other's nearest, by source.
+
+    Points [n, 2]; tolerance in target units.
+    """
+    pairs: Ints = _pairs(_points(source_xy), _points(target_xy), _float(matrix), tolerance)
+    return pairs
 
 
 def align(
@@ -53,8 +99,25 @@ def align(
     tolerance_px: float = 1.5,
     max_scale_error: float = 0.02,
     allow_mirror: bool = False,
-    model: Literal["similarity", "affine"] = "similarity",
-) -> Alignment | Refusal: ...
+    model: Model = "similarity",
+) -> Alignment | Refusal:
+    """The transformation reference -> frame; points [n, 2], brightest first, NaN left out.
+
+    A prediction (the matrix of the frame before) is tried first, then asterisms. An affine
+    model needs 6 matches, below it is a similarity.
+    Raises ValueError: lists that are no [n, 2], a limit out of range.
+    """
+    if not 0 < max_scale_error < 1:
+        raise ValueError(f"max_scale_error must lie between 0 and 1, not {max_scale_error}")
+    reference, frame = _points(reference_xy), _points(frame_xy)
+    scales = (1.0 - max_scale_error, 1.0 + max_scale_error)
+    limits = _Limits(scales, allow_mirror, tolerance_px, min_matched, model)
+    _check(limits)
+    if prediction is not None:
+        near = _from_prediction(reference, frame, _float(prediction), limits)
+        if isinstance(near, Alignment):
+            return near
+    return _from_asterisms(reference, frame, limits)
 
 
 def find_similarity(
@@ -65,4 +128,319 @@ def find_similarity(
     allow_mirror: bool,
     tolerance: float,
     min_matched: int,
-) -> Alignment | Refusal: ...
+) -> Alignment | Refusal:
+    """The similarity source -> target of a scale in a range; points [n, 2], brightest first.
+
+    tolerance and the residual are in target units; the best 50 points of each list are searched,
+    all are matched.
+    Raises ValueError: lists that are no [n, 2], a limit out of range.
+    """
+    limits = _Limits(scale_range, allow_mirror, tolerance, min_matched, "similarity")
+    _check(limits)
+    return _from_asterisms(_points(source_xy), _points(target_xy), limits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    scale_range: tuple[float, float]
+    allow_mirror: bool
+    tolerance: float
+    min_matched: int
+    model: Model
+
+
+def _check(limits: _Limits) -> None:
+    low, high = limits.scale_range
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"scale_range must be two rising numbers above 0, not {low}, {high}")
+    if not limits.tolerance > 0:
+        raise ValueError(f"the tolerance must be above 0, not {limits.tolerance}")
+    if limits.min_matched < 3:
+        raise ValueError(f"min_matched must be at least 3, not {limits.min_matched}")
+
+
+def _float(matrix: NDArray[Any]) -> Matrix:
+    return np.ascontiguousarray(matrix, dtype=np.float64)
+
+
+def _points(xy: NDArray[Any]) -> Floats:
+    points = np.asarray(xy, dtype=np.float64)
+    if points.size == 0:
+        return np.empty((0, 2))
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"points must be [n, 2], not {points.shape}")
+    return np.ascontiguousarray(points[np.isfinite(points).all(axis=1)])
+
+
+def _too_few(source: Floats, target: Floats, limits: _Limits) -> Refusal | None:
+    for name, points in (("reference", source), ("frame", target)):
+        if len(points) < limits.min_matched:
+            reason = f"{len(points)} stars in the {name}, {limits.min_matched} must match"
+            return Refusal(reason, 0, math.nan)
+    return None
+
+
+def _from_prediction(
+    source: Floats, target: Floats, prediction: Matrix, limits: _Limits
+) -> Alignment | Refusal:
+    refusal = _too_few(source, target, limits)
+    if refusal is not None:
+        return refusal
+    if not np.isfinite(prediction).all():
+        return Refusal("the prediction is no number", 0, math.nan)
+    few_source, few_target = source[: _STAGES[-1]], target[: _STAGES[-1]]
+    reach = _PREDICTION_REACH * limits.tolerance
+    shifted = _voted_shift(few_source, few_target, prediction, reach, limits.tolerance)
+    trials = math.pi * _PREDICTION_REACH**2
+    needed = _needed_matches(few_source, few_target, trials, limits)
+    return _judged_on_all(source, target, shifted, needed, limits)
+
+
+def _from_asterisms(source: Floats, target: Floats, limits: _Limits) -> Alignment | Refusal:
+    refusal = _too_few(source, target, limits)
+    if refusal is not None:
+        return refusal
+    best = Refusal("no two asterisms agree", 0, math.nan)
+    few_source, few_target = source[: _STAGES[-1]], target[: _STAGES[-1]]
+    trials = _trials(few_source, few_target, limits)
+    needed = _needed_matches(few_source, few_target, trials, limits)
+    for stage, size in enumerate(_STAGES):
+        if stage and max(len(source), len(target)) <= _STAGES[stage - 1]:
+            break
+        candidates = asterism_candidates(
+            few_source,
+            few_target,
+            n_brightest=size,
+            scale_range=limits.scale_range,
+            allow_mirror=limits.allow_mirror,
+            tolerance=limits.tolerance,
+            least_matches=needed,
+        )
+        for candidate in candidates:
+            result = _judged_on_all(source, target, candidate, needed, limits)
+            if isinstance(result, Alignment):
+                return result
+            if result.n_matched > best.n_matched:
+                best = result
+    return best
+
+
+def _judged_on_all(
+    source: Floats, target: Floats, start: Matrix, needed: int, limits: _Limits
+) -> Alignment | Refusal:
+    """Accept on the brightest points, then match and fit all of them."""
+    few = _judged(source[: _STAGES[-1]], target[: _STAGES[-1]], start, needed, limits)
+    if isinstance(few, Refusal) or max(len(source), len(target)) <= _STAGES[-1]:
+        return few
+    return _judged(source, target, few.matrix, needed, limits)
+
+
+def _judged(
+    source: Floats, target: Floats, start: Matrix, needed: int, limits: _Limits
+) -> Alignment | Refusal:
+    """Fit from a start until the matches stay, then accept it or say why not."""
+    matrix, n_matched, residual = _refine(
+        source, target, start, limits.tolerance, limits.model == "affine"
+    )
+    if n_matched < needed:
+        reason = f"{n_matched} stars match, {needed} are needed to exclude chance"
+        return Refusal(reason, n_matched, residual)
+    if residual > _LARGEST_RESIDUAL * limits.tolerance:
+        reason = f"residual of {residual:.2f} px with a tolerance of {limits.tolerance:g} px"
+        return Refusal(reason, n_matched, residual)
+    stretch = np.linalg.svd(matrix[:, :2], compute_uv=False)
+    low, high = limits.scale_range
+    scale = float(np.sqrt(stretch[0] * stretch[1]))
+    if not (low <= stretch[1] and stretch[0] <= high):
+        reason = f"scale {scale:.4f} is outside {low:.4f} to {high:.4f}"
+        return Refusal(reason, n_matched, residual)
+    mirrored = np.linalg.det(matrix[:, :2]) < 0
+    if mirrored and not limits.allow_mirror:
+        return Refusal("the frame would be a mirror image", n_matched, residual)
+    sign = -1.0 if mirrored else 1.0
+    angle = math.atan2(matrix[1, 0] - sign * matrix[0, 1], matrix[0, 0] + sign * matrix[1, 1])
+    return Alignment(matrix, n_matched, residual, math.degrees(angle), scale)
+
+
+def _trials(source: Floats, target: Floats, limits: _Limits) -> float:
+    """How many independent similarities a search tries: pairs on pairs of a fitting length."""
+    low, high = limits.scale_range
+    extent = float(np.max(np.ptp(target, axis=0)))
+    part = min(1.0, math.log(high / low) + 4.0 * limits.tolerance / max(extent, 1e-300))
+    pairs = len(source) * (len(source) - 1) * len(target) * (len(target) - 1) / 2.0
+    return max(1.0, pairs * part * (2.0 if limits.allow_mirror else 1.0))
+
+
+def _needed_matches(source: Floats, target: Floats, trials: float, limits: _Limits) -> int:
+    """Least number of matches that chance gives with less than 1e-7 in so many trials.
+
+    Two points are used up by a similarity; each further one falls within the tolerance of some
+    target with the part of the area that they cover (the denser of their mean density and the
+    one of their nearest neighbours). The tail is the binomial one.
+    """
+    spread = np.ptp(target, axis=0)
+    area = max(float(spread[0] * spread[1]), limits.tolerance**2)
+    density = max(len(target) / area, 0.2206 / _median_neighbour(target) ** 2)
+    chance = min(0.5, math.pi * limits.tolerance**2 * density)
+    free = max(0, len(source) - 2)
+    tail, needed = 0.0, free + 1
+    while needed > 0:
+        term = math.comb(free, needed - 1) * chance ** (needed - 1)
+        term *= (1.0 - chance) ** (free - needed + 1)
+        if trials * (tail + term) > _CHANCE:
+            break
+        tail, needed = tail + term, needed - 1
+    return max(limits.min_matched, needed + 2)
+
+
+def _median_neighbour(points: Floats) -> float:
+    """Median distance to the nearest other point, not zero."""
+    apart = np.hypot(*(points[:, None, :] - points[None, :, :]).transpose(2, 0, 1))
+    np.fill_diagonal(apart, np.inf)
+    return max(float(np.median(apart.min(axis=1))), 1e-300)
+
+
+@njit(nogil=True, cache=True)
+def _nearest(xy: Floats, order: Ints, sorted_x: Floats, x: float, y: float, reach: float) -> int:
+    """Index of the point nearest to (x, y) within reach, -1: none; order sorts the points by x."""
+    best, least = -1, reach * reach
+    k = np.searchsorted(sorted_x, x - reach)
+    while k < len(order) and sorted_x[k] <= x + reach:
+        j = order[k]
+        far = (xy[j, 0] - x) ** 2 + (xy[j, 1] - y) ** 2
+        if far < least or (far == least and (best < 0 or j < best)):
+            best, least = j, far
+        k += 1
+    return best
+
+
+@njit(nogil=True, cache=True)
+def _moved(xy: Floats, matrix: Floats) -> Floats:
+    moved = np.empty_like(xy)
+    for k in range(len(xy)):
+        for axis in range(2):
+            moved[k, axis] = (
+                matrix[axis, 0] * xy[k, 0] + matrix[axis, 1] * xy[k, 1] + matrix[axis, 2]
+            )
+    return moved
+
+
+@njit(nogil=True, cache=True)
+def _pairs(source: Floats, target: Floats, matrix: Floats, reach: float) -> Ints:
+    moved = _moved(source, matrix)
+    target_order = np.argsort(target[:, 0], kind="mergesort")
+    target_x = target[:, 0][target_order]
+    moved_order = np.argsort(moved[:, 0], kind="mergesort")
+    moved_x = moved[:, 0][moved_order]
+    pairs = np.empty((len(source), 2), dtype=np.int64)
+    n = 0
+    for k in range(len(source)):
+        j = _nearest(target, target_order, target_x, moved[k, 0], moved[k, 1], reach)
+        if j < 0:
+            continue
+        back = _nearest(moved, moved_order, moved_x, target[j, 0], target[j, 1], reach)
+        if back == k:
+            pairs[n, 0], pairs[n, 1] = k, j
+            n += 1
+    return pairs[:n]
+
+
+@njit(nogil=True, cache=True)
+def _fit_affine(source: Floats, target: Floats, pairs: Ints) -> Floats:
+    """Least-squares affine transformation of the pairs; NaN where they lie on a line."""
+    n = len(pairs)
+    mean = np.zeros(4)
+    for k in range(n):
+        for axis in range(2):
+            mean[axis] += source[pairs[k, 0], axis] / n
+            mean[2 + axis] += target[pairs[k, 1], axis] / n
+    square, mixed = np.zeros((2, 2)), np.zeros((2, 2))
+    for k in range(n):
+        for i in range(2):
+            a = source[pairs[k, 0], i] - mean[i]
+            for j in range(2):
+                square[i, j] += a * (source[pairs[k, 0], j] - mean[j])
+                mixed[j, i] += a * (target[pairs[k, 1], j] - mean[2 + j])
+    matrix = np.full((2, 3), np.nan)
+    det = square[0, 0] * square[1, 1] - square[0, 1] * square[1, 0]
+    if det > 1e-12 * square[0, 0] * square[1, 1]:
+        for j in range(2):
+            first = (mixed[j, 0] * square[1, 1] - mixed[j, 1] * square[0, 1]) / det
+            second = (mixed[j, 1] * square[0, 0] - mixed[j, 0] * square[0, 1]) / det
+            matrix[j, 0], matrix[j, 1] = first, second
+            matrix[j, 2] = mean[2 + j] - first * mean[0] - second * mean[1]
+    return matrix
+
+
+@njit(nogil=True, cache=True)
+def _distances(source: Floats, target: Floats, pairs: Ints, matrix: Floats) -> Floats:
+    moved = _moved(source, matrix)
+    far = np.empty(len(pairs))
+    for k in range(len(pairs)):
+        i, j = pairs[k]
+        far[k] = np.hypot(moved[i, 0] - target[j, 0], moved[i, 1] - target[j, 1])
+    return far
+
+
+@njit(nogil=True, cache=True)
+def _refine(
+    source: Floats, target: Floats, start: Floats, tolerance: float, affine: bool
+) -> tuple[Floats, int, float]:
+    """Match and fit in turn, first within 3 tolerances, at last within 4 robust sigma.
+
+    Returns the matrix, the number of matches it was fitted to and their rms distance.
+    """
+    mirror = np.sign(start[0, 0] * start[1, 1] - start[0, 1] * start[1, 0])
+    matrix = start.copy()
+    n_matched, residual = 0, np.nan
+    reach = 3.0 * tolerance
+    for turn in range(_MOST_TURNS):
+        pairs = _pairs(source, target, matrix, reach)
+        if len(pairs) < 3:
+            return matrix, len(pairs), np.nan
+        fitted = np.full((2, 3), np.nan)
+        if affine and turn > 1 and len(pairs) >= 6:
+            fitted = _fit_affine(source, target, pairs)
+        if np.isnan(fitted[0, 0]):
+            fit_similarity(source, target, pairs[:, 0], pairs[:, 1], mirror, fitted)
+        steady = turn > 2 and np.array_equal(fitted, matrix)
+        matrix = fitted
+        far = _distances(source, target, pairs, matrix)
+        n_matched, residual = len(pairs), np.sqrt(np.mean(far * far))
+        if steady:
+            break
+        # The median distance of a Gaussian scatter in two axes is 1.1774 sigma.
+        robust = max(_CLIP_SIGMA * np.median(far) / 1.1774, _LEAST_CLIP * tolerance)
+        reach = 2.0 * tolerance if turn == 0 else tolerance
+        if turn > 1:
+            reach = min(tolerance, robust)
+    return matrix, n_matched, residual
+
+
+@njit(nogil=True, cache=True)
+def _voted_shift(
+    source: Floats, target: Floats, matrix: Floats, reach: float, tolerance: float
+) -> Floats:
+    """The matrix with the shift added on which most pairs within reach agree."""
+    moved = _moved(source, matrix)
+    shifts = np.empty((len(source) * len(target), 2))
+    n = 0
+    for i in range(len(source)):
+        for j in range(len(target)):
+            dx, dy = target[j, 0] - moved[i, 0], target[j, 1] - moved[i, 1]
+            if dx * dx + dy * dy <= reach * reach:
+                shifts[n, 0], shifts[n, 1] = dx, dy
+                n += 1
+    best, votes = -1, 0
+    for i in range(n):
+        agree = 0
+        for j in range(n):
+            dx, dy = shifts[j, 0] - shifts[i, 0], shifts[j, 1] - shifts[i, 1]
+            agree += dx * dx + dy * dy <= tolerance * tolerance
+        if agree > votes:
+            best, votes = i, agree
+    voted = matrix.copy()
+    if best >= 0:
+        voted[0, 2] += shifts[best, 0]
+        voted[1, 2] += shifts[best, 1]
+    return voted

@@ -28,7 +28,9 @@ class Variable:
             return ""
         if self.dtype.startswith("float"):
             return np.nan
-        return int(MISSING) if self.name.endswith("flags") else -1
+        if self.dtype == "uint32":
+            return int(MISSING)
+        return {"uint8": 255, "bool": False}.get(self.dtype, -1)
 
 
 _T, _TS, _TSA = (TIME,), (TIME, STAR), (TIME, STAR, APERTURE)

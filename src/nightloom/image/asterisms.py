@@ -1,0 +1,227 @@
+"""Candidate similarities between two lists of points, from triangles of equal shape."""
+
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+
+_CELLS = 100  # of the hash, along each of the two ratios of sides
+_THINNEST = 0.1  # least ratio of the shortest side to the longest
+_LEAST_SIDE = 0.1  # of the extent: shorter triangles give no direction worth having
+_FEW_POINTS = 12  # with fewer than these, short triangles are needed too
+_GRID = 512  # cells of the map of the target, along each axis at most
+_MOST_CANDIDATES = 16
+
+
+def asterism_candidates(
+    source_xy: Floats,
+    target_xy: Floats,
+    *,
+    n_brightest: int,
+    scale_range: tuple[float, float],
+    allow_mirror: bool,
+    tolerance: float,
+    least_matches: int,
+) -> Floats:
+    """Similarities source -> target worth a closer look: [candidate, 2, 3], best first.
+
+    Points [n, 2], brightest first, some 50 at most; triangles are those of the `n_brightest`.
+    A candidate maps one triangle on another of the same shape and brings `least_matches` of all
+    points roughly (2 to 3 tolerances) onto target points. The search goes from bright triangles
+    to faint ones and ends with 16 candidates: its result depends on nothing but the lists.
+    Source of the hash: ratios of sides, as in Valdes et al. 1995.
+    """
+    if min(len(source_xy), len(target_xy)) < 3:
+        return np.empty((0, 2, 3))
+    extent = float(np.max(np.ptp(target_xy, axis=0)))
+    if not extent > 0:
+        return np.empty((0, 2, 3))
+    few = min(len(source_xy), len(target_xy)) < _FEW_POINTS
+    least_side = 2.0 * tolerance if few else _LEAST_SIDE * extent
+    theirs = _triangles(target_xy[:n_brightest], least_side)
+    ours = _triangles(source_xy[:n_brightest], least_side / scale_range[1])
+    cell = max(tolerance, extent / _GRID)
+    found, count = _search(
+        source_xy,
+        target_xy,
+        ours,
+        theirs,
+        _hash(theirs[1]),
+        (scale_range[0], scale_range[1], tolerance, cell, float(allow_mirror)),
+        _map_of(target_xy, 2.0 * tolerance, cell),
+        least_matches,
+    )
+    return np.asarray(found[np.argsort(-count, kind="stable")])
+
+
+@njit(nogil=True, cache=True)
+def _triangles(xy: Floats, least_side: float) -> tuple[Ints, Floats]:
+    """Triangles by their faintest corner: corners [triangle, 3], and [triangle, 4] of shape.
+
+    Corners lie opposite the longest, the middle and the shortest side. Shape: middle and
+    shortest side over the longest, the longest, and the sense of turning (+1 or -1).
+    """
+    n = len(xy)
+    corners = np.empty((n * (n - 1) * (n - 2) // 6, 3), dtype=np.int64)
+    shapes = np.empty((len(corners), 4))
+    sides = np.empty(3)
+    kept = 0
+    for k in range(2, n):
+        for j in range(1, k):
+            for i in range(j):
+                points = (i, j, k)
+                for side in range(3):
+                    a, b = points[(side + 1) % 3], points[(side + 2) % 3]
+                    sides[side] = np.hypot(xy[a, 0] - xy[b, 0], xy[a, 1] - xy[b, 1])
+                first, last = np.argmax(sides), np.argmin(sides)
+                longest, shortest = sides[first], sides[last]
+                if longest < least_side or shortest < _THINNEST * longest or first == last:
+                    continue
+                middle = 3 - first - last
+                p, q, r = points[first], points[middle], points[last]
+                cross = (xy[q, 0] - xy[p, 0]) * (xy[r, 1] - xy[p, 1]) - (xy[q, 1] - xy[p, 1]) * (
+                    xy[r, 0] - xy[p, 0]
+                )
+                corners[kept] = (p, q, r)
+                shapes[kept] = (
+                    sides[middle] / longest,
+                    shortest / longest,
+                    longest,
+                    1.0 if cross > 0 else -1.0,
+                )
+                kept += 1
+    return corners[:kept], shapes[:kept]
+
+
+@njit(nogil=True, cache=True)
+def _cell_of(ratio: float) -> int:
+    return min(max(int(ratio * _CELLS), 0), _CELLS - 1)
+
+
+@njit(nogil=True, cache=True)
+def _hash(shapes: Floats) -> tuple[Ints, Ints]:
+    """Triangles sorted by cell of their two ratios, and where each cell starts."""
+    starts = np.zeros(_CELLS * _CELLS + 1, dtype=np.int64)
+    for k in range(len(shapes)):
+        starts[_cell_of(shapes[k, 0]) * _CELLS + _cell_of(shapes[k, 1]) + 1] += 1
+    starts = np.cumsum(starts)
+    order = np.empty(len(shapes), dtype=np.int64)
+    filled = starts[:-1].copy()
+    for k in range(len(shapes)):
+        cell = _cell_of(shapes[k, 0]) * _CELLS + _cell_of(shapes[k, 1])
+        order[filled[cell]] = k
+        filled[cell] += 1
+    return order, starts
+
+
+@njit(nogil=True, cache=True)
+def _map_of(xy: Floats, radius: float, cell: float) -> NDArray[np.bool_]:
+    """Cells [y, x] that a point of the list is near to; the first starts at the least x and y."""
+    x0, y0 = xy[:, 0].min(), xy[:, 1].min()
+    ny = int((xy[:, 1].max() - y0) / cell) + 1
+    nx = int((xy[:, 0].max() - x0) / cell) + 1
+    near = np.zeros((ny, nx), dtype=np.bool_)
+    for k in range(len(xy)):
+        x, y = xy[k, 0] - x0, xy[k, 1] - y0
+        low_y, high_y = max(0, int((y - radius) / cell)), min(ny - 1, int((y + radius) / cell))
+        low_x, high_x = max(0, int((x - radius) / cell)), min(nx - 1, int((x + radius) / cell))
+        near[low_y : high_y + 1, low_x : high_x + 1] = True
+    return near
+
+
+@njit(nogil=True, cache=True)
+def fit_similarity(
+    source_xy: Floats, target_xy: Floats, ours: Ints, theirs: Ints, mirror: float, matrix: Floats
+) -> None:
+    """Least-squares similarity of source points on target points, by index, into `matrix`.
+
+    mirror: -1 turns the y of the source around first. NaN where all source points are one.
+    """
+    n = len(ours)
+    sx, sy, tx, ty = 0.0, 0.0, 0.0, 0.0
+    for k in range(n):
+        sx += source_xy[ours[k], 0] / n
+        sy += mirror * source_xy[ours[k], 1] / n
+        tx += target_xy[theirs[k], 0] / n
+        ty += target_xy[theirs[k], 1] / n
+    along, across, size = 0.0, 0.0, 0.0
+    for k in range(n):
+        a, b = source_xy[ours[k], 0] - sx, mirror * source_xy[ours[k], 1] - sy
+        u, v = target_xy[theirs[k], 0] - tx, target_xy[theirs[k], 1] - ty
+        along += a * u + b * v
+        across += a * v - b * u
+        size += a * a + b * b
+    if not size > 0:
+        matrix[:] = np.nan
+        return
+    along, across = along / size, across / size
+    matrix[0, 0], matrix[0, 1] = along, -across * mirror
+    matrix[1, 0], matrix[1, 1] = across, along * mirror
+    matrix[0, 2] = tx - along * sx + across * sy
+    matrix[1, 2] = ty - across * sx - along * sy
+
+
+@njit(nogil=True, cache=True)
+def _near_count(
+    source_xy: Floats, matrix: Floats, x0: float, y0: float, cell: float, near: NDArray[np.bool_]
+) -> int:
+    """How many source points fall on marked cells of the map."""
+    ny, nx = near.shape
+    count = 0
+    for k in range(len(source_xy)):
+        x, y = source_xy[k, 0], source_xy[k, 1]
+        column = (matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] - x0) / cell
+        row = (matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] - y0) / cell
+        if 0 <= column < nx and 0 <= row < ny:
+            count += near[int(row), int(column)]
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _search(
+    source_xy: Floats,
+    target_xy: Floats,
+    ours: tuple[Ints, Floats],
+    theirs: tuple[Ints, Floats],
+    hashed: tuple[Ints, Ints],
+    limits: tuple[float, float, float, float, float],
+    near: NDArray[np.bool_],
+    least_matches: int,
+) -> tuple[Floats, Ints]:
+    order, starts = hashed
+    low, high, tolerance, cell, allow_mirror = limits
+    x0, y0 = target_xy[:, 0].min(), target_xy[:, 1].min()
+    found = np.empty((_MOST_CANDIDATES, 2, 3))
+    count = np.zeros(_MOST_CANDIDATES, dtype=np.int64)
+    n = 0
+    for i in range(len(ours[1])):
+        middle, shortest, longest, turn = ours[1][i]
+        # A side's two ends may each be off by a tolerance at most; usually by far less.
+        slack = 2.0 * tolerance / (longest * low)
+        first, last = _cell_of(shortest - slack), _cell_of(shortest + slack)
+        for column in range(_cell_of(middle - slack), _cell_of(middle + slack) + 1):
+            for place in range(starts[column * _CELLS + first], starts[column * _CELLS + last + 1]):
+                j = order[place]
+                other = theirs[1][j]
+                ratio = other[2] / longest
+                mirror = turn * other[3]
+                if ratio < low or ratio > high or (mirror < 0 and allow_mirror == 0.0):
+                    continue
+                if abs(other[0] - middle) > slack or abs(other[1] - shortest) > slack:
+                    continue
+                matrix = found[n]
+                fit_similarity(source_xy, target_xy, ours[0][i], theirs[0][j], mirror, matrix)
+                count[n] = _near_count(source_xy, matrix, x0, y0, cell, near)
+                if count[n] >= least_matches:
+                    n += 1
+                    if n == _MOST_CANDIDATES:
+                        return found, count
+    return found[:n], count[:n]
