@@ -1,7 +1,7 @@
 """The stages in order, each callable alone; the outcome of a run and its exit code.
 
 Each stage reads what the one before wrote. What is published with the fingerprint that it would
-get now is left alone; what failed with it is not tried again unless the failure was transient.
+get now is left alone; what could not be made with it is not tried again; a transient failure or a bug is.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Run:
         if attempt.outcome == "empty":
             self.outcome.n_empty += 1
             return True
-        if attempt.outcome == "failed" and attempt.kind not in ("transient", "killed"):
+        if attempt.outcome == "failed" and attempt.kind == "product":
             self.outcome.failed[recipe.product] = attempt.reason + " (tried before)"
             return True
         return False

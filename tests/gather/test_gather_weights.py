@@ -16,13 +16,8 @@ TARGET = 5
 def measured(field: StarField, flux: np.ndarray | None = None, **options: object) -> Ensemble:
     flux = field.flux if flux is None else flux
     options.setdefault("usable", np.isfinite(flux))
-    return differential(
-        flux,
-        field.flux_err,
-        never=only(flux.shape[1], TARGET),
-        night=field.night,
-        **options,
-    )
+    options.setdefault("night", field.night)
+    return differential(flux, field.flux_err, never=only(flux.shape[1], TARGET), **options)
 
 
 def ideal_weight(field: StarField) -> np.ndarray:
@@ -95,6 +90,14 @@ def test_a_slow_fade_moves_nothing() -> None:
     fading = field.flux.copy()
     fading[:, 0] *= np.linspace(1, 0.7, len(fading))
     assert moved(measured(field, usable=without), measured(field, fading)) < 0.05
+
+
+def test_a_fade_is_seen_in_nights_of_one_frame_too() -> None:
+    field = star_field(5)
+    fading = field.flux.copy()
+    fading[240:, 0] *= 0.7
+    weight = measured(field, fading, night=np.arange(len(fading))).weight
+    assert weight[0] < 0.02 * ideal_weight(field)[0]
 
 
 @pytest.mark.parametrize("kind", ["jumps", "wave", "flicker"])

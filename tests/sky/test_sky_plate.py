@@ -163,8 +163,8 @@ def test_an_unrelated_catalogue_is_refused(seed):
     header = wcs.to_header_string()
     refused = solve_at(x, y, make_sky(wcs, rng), 50.0, 20.0, header=header)
     assert isinstance(refused, PlateRefusal)
+    assert "confirmed by the catalogue around ra 50.0000 dec +20.0000" in refused.reason
     assert "header's WCS puts" in refused.reason
-    assert "ra 50.0000 dec +20.0000" in refused.reason
 
 
 def test_too_little_to_go_by_is_refused_with_its_reason():
@@ -178,8 +178,8 @@ def test_too_little_to_go_by_is_refused_with_its_reason():
         (solve_at(x[:0], y[:0], sky, 50.0, 20.0), "no star was detected"),
         (solve_at(x[:4], y[:4], sky, 50.0, 20.0), "4 detections are too few"),
         (solve_at(x, y, empty, 50.0, 20.0), "the catalogue is empty"),
-        (solve_at(x, y, few, 50.0, 20.0), "no place within 1.2 deg"),
-        (solve_at(x, y, sky, 230.0, -20.0), "no place within 1.2 deg"),
+        (solve_at(x, y, few, 50.0, 20.0), "no frame around ra"),
+        (solve_at(x, y, sky, 230.0, -20.0), "no frame around ra"),
         (solve_at(x[:4], y[:4], sky, 5.0, 2.0, header="SIMPLE  = T"), "no right ascension"),
     ]:
         assert isinstance(refused, PlateRefusal)

@@ -70,8 +70,8 @@ def lightcurve_recipe(
     inputs += (("note", note),) if star < 0 else ()
     recipe = Recipe(
         product, inputs, settings, LIGHTCURVE_VERSION, job=None, finish=make_lightcurve,
-        needs=(source,) if star >= 0 else (),
-        uses=(joined, f"plate/{field}") if star >= 0 else (f"stars/{field}",),
+        needs=(source,) if star >= 0 else (f"stars/{field}",),
+        uses=(joined, f"plate/{field}") if star >= 0 else (),
     )  # fmt: skip
     if star >= 0 and current(root, source) is None:
         return recipe
@@ -174,7 +174,7 @@ def _write_ecsv(path: Path, arrays: dict[str, NDArray[Any]], attributes: dict[st
     for variable in LIGHTCURVE:
         if variable.dims == (TIME,):
             values = arrays[variable.name]
-            table[variable.name] = values.astype(str) if variable.dtype == "str" else values
+            table[variable.name] = [str(v) for v in values] if variable.dtype == "str" else values
             table[variable.name].description = variable.meaning
             if variable.unit and variable.unit != "deg_C":
                 table[variable.name].unit = variable.unit

@@ -107,7 +107,7 @@ def _candidates(value: Array, error: Array, layout: Layout) -> tuple[Ints, Float
     valid = layout.usable[:, ::step] & layout.good[::step] & (few > 0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         snr = row_medians(value[:, ::step] / few, valid)
-    fit = ~layout.never & (n_usable > 0) & (n_usable >= _MIN_USABLE * n_epochs) & (snr > 0)
+    fit = (n_usable > 0) & (n_usable >= _MIN_USABLE * n_epochs) & (snr > 0)
     pool = np.flatnonzero(fit)
     best = np.argsort(-snr[pool], kind="stable")[: max(2 * layout.max_comparisons, _MIN_POOL)]
     pool = np.sort(pool[best])
@@ -186,7 +186,7 @@ def _pad(values: Array, valid: Bools, middle: int, padded: Array) -> Ints:
 def _count(
     value: Array, error: Array, usable: Bools, good: Bools, never: Bools
 ) -> tuple[Ints, int]:
-    """Usable epochs of each star that may serve, and epochs in which there is any such star."""
+    """Usable epochs of each star, 0 for who may never serve, and epochs with a star that may."""
     n_usable = np.zeros(len(value), np.int64)
     seen = np.zeros(len(good), np.bool_)
     for s in range(len(value)):

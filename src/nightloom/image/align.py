@@ -5,8 +5,6 @@ column is (x, y) of the target. It is accepted on as many matches as chance woul
 ten million unrelated pairs of lists, or refused with a reason.
 """
 
-# mypy: disable-error-code="untyped-decorator"
-
 from __future__ import annotations
 
 import math
@@ -14,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from nightloom.image.asterisms import Floats, Ints, asterism_candidates, fit_similarity
+from nightloom.image.asterisms import asterism_candidates
+from nightloom.image.matching import Floats, Ints, pairs, refine, voted_shift
 
 Matrix: TypeAlias = Floats
 Model: TypeAlias = Literal["similarity", "affine"]
@@ -26,9 +24,6 @@ _CHANCE = 1e-7  # that unrelated lists are accepted
 _STAGES = (16, 28, 50)  # brightest points whose triangles are compared
 _PREDICTION_REACH = 6.0  # tolerances that a predicted position may be off by, all together
 _LARGEST_RESIDUAL = 0.6  # of the tolerance, rms; matches by chance have 0.7
-_CLIP_SIGMA = 4.0
-_LEAST_CLIP = 0.1  # of the tolerance
-_MOST_TURNS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +70,7 @@ def invert(matrix: Matrix) -> Matrix:
 
 def shift_at(matrix: Matrix, x_px: float, y_px: float) -> tuple[float, float]:
     """How far the point (x, y) of the source moves, in (x, y)."""
-    x, y = apply(matrix, np.float64(x_px), np.float64(y_px))
+    x, y = apply(matrix, np.array(x_px), np.array(y_px))
     return float(x) - x_px, float(y) - y_px
 
 
@@ -86,8 +81,8 @@ def match(
 
     Points [n, 2]; tolerance in target units.
     """
-    pairs: Ints = _pairs(_points(source_xy), _points(target_xy), _float(matrix), tolerance)
-    return pairs
+    found: Ints = pairs(_points(source_xy), _points(target_xy), _float(matrix), tolerance)
+    return found
 
 
 def align(
@@ -190,7 +185,7 @@ def _from_prediction(
         return Refusal("the prediction is no number", 0, math.nan)
     few_source, few_target = source[: _STAGES[-1]], target[: _STAGES[-1]]
     reach = _PREDICTION_REACH * limits.tolerance
-    shifted = _voted_shift(few_source, few_target, prediction, reach, limits.tolerance)
+    shifted = voted_shift(few_source, few_target, prediction, reach, limits.tolerance)
     trials = math.pi * _PREDICTION_REACH**2
     needed = _needed_matches(few_source, few_target, trials, limits)
     return _judged_on_all(source, target, shifted, needed, limits)
@@ -239,7 +234,7 @@ def _judged(
     source: Floats, target: Floats, start: Matrix, needed: int, limits: _Limits
 ) -> Alignment | Refusal:
     """Fit from a start until the matches stay, then accept it or say why not."""
-    matrix, n_matched, residual = _refine(
+    matrix, n_matched, residual = refine(
         source, target, start, limits.tolerance, limits.model == "affine"
     )
     if n_matched < needed:
@@ -297,150 +292,4 @@ def _median_neighbour(points: Floats) -> float:
     """Median distance to the nearest other point, not zero."""
     apart = np.hypot(*(points[:, None, :] - points[None, :, :]).transpose(2, 0, 1))
     np.fill_diagonal(apart, np.inf)
-    return max(float(np.median(apart.min(axis=1))), 1e-300)
-
-
-@njit(nogil=True, cache=True)
-def _nearest(xy: Floats, order: Ints, sorted_x: Floats, x: float, y: float, reach: float) -> int:
-    """Index of the point nearest to (x, y) within reach, -1: none; order sorts the points by x."""
-    best, least = -1, reach * reach
-    k = np.searchsorted(sorted_x, x - reach)
-    while k < len(order) and sorted_x[k] <= x + reach:
-        j = order[k]
-        far = (xy[j, 0] - x) ** 2 + (xy[j, 1] - y) ** 2
-        if far < least or (far == least and (best < 0 or j < best)):
-            best, least = j, far
-        k += 1
-    return best
-
-
-@njit(nogil=True, cache=True)
-def _moved(xy: Floats, matrix: Floats) -> Floats:
-    moved = np.empty_like(xy)
-    for k in range(len(xy)):
-        for axis in range(2):
-            moved[k, axis] = (
-                matrix[axis, 0] * xy[k, 0] + matrix[axis, 1] * xy[k, 1] + matrix[axis, 2]
-            )
-    return moved
-
-
-@njit(nogil=True, cache=True)
-def _pairs(source: Floats, target: Floats, matrix: Floats, reach: float) -> Ints:
-    moved = _moved(source, matrix)
-    target_order = np.argsort(target[:, 0], kind="mergesort")
-    target_x = target[:, 0][target_order]
-    moved_order = np.argsort(moved[:, 0], kind="mergesort")
-    moved_x = moved[:, 0][moved_order]
-    pairs = np.empty((len(source), 2), dtype=np.int64)
-    n = 0
-    for k in range(len(source)):
-        j = _nearest(target, target_order, target_x, moved[k, 0], moved[k, 1], reach)
-        if j < 0:
-            continue
-        back = _nearest(moved, moved_order, moved_x, target[j, 0], target[j, 1], reach)
-        if back == k:
-            pairs[n, 0], pairs[n, 1] = k, j
-            n += 1
-    return pairs[:n]
-
-
-@njit(nogil=True, cache=True)
-def _fit_affine(source: Floats, target: Floats, pairs: Ints) -> Floats:
-    """Least-squares affine transformation of the pairs; NaN where they lie on a line."""
-    n = len(pairs)
-    mean = np.zeros(4)
-    for k in range(n):
-        for axis in range(2):
-            mean[axis] += source[pairs[k, 0], axis] / n
-            mean[2 + axis] += target[pairs[k, 1], axis] / n
-    square, mixed = np.zeros((2, 2)), np.zeros((2, 2))
-    for k in range(n):
-        for i in range(2):
-            a = source[pairs[k, 0], i] - mean[i]
-            for j in range(2):
-                square[i, j] += a * (source[pairs[k, 0], j] - mean[j])
-                mixed[j, i] += a * (target[pairs[k, 1], j] - mean[2 + j])
-    matrix = np.full((2, 3), np.nan)
-    det = square[0, 0] * square[1, 1] - square[0, 1] * square[1, 0]
-    if det > 1e-12 * square[0, 0] * square[1, 1]:
-        for j in range(2):
-            first = (mixed[j, 0] * square[1, 1] - mixed[j, 1] * square[0, 1]) / det
-            second = (mixed[j, 1] * square[0, 0] - mixed[j, 0] * square[0, 1]) / det
-            matrix[j, 0], matrix[j, 1] = first, second
-            matrix[j, 2] = mean[2 + j] - first * mean[0] - second * mean[1]
-    return matrix
-
-
-@njit(nogil=True, cache=True)
-def _distances(source: Floats, target: Floats, pairs: Ints, matrix: Floats) -> Floats:
-    moved = _moved(source, matrix)
-    far = np.empty(len(pairs))
-    for k in range(len(pairs)):
-        i, j = pairs[k]
-        far[k] = np.hypot(moved[i, 0] - target[j, 0], moved[i, 1] - target[j, 1])
-    return far
-
-
-@njit(nogil=True, cache=True)
-def _refine(
-    source: Floats, target: Floats, start: Floats, tolerance: float, affine: bool
-) -> tuple[Floats, int, float]:
-    """Match and fit in turn, first within 3 tolerances, at last within 4 robust sigma.
-
-    Returns the matrix, the number of matches it was fitted to and their rms distance.
-    """
-    mirror = np.sign(start[0, 0] * start[1, 1] - start[0, 1] * start[1, 0])
-    matrix = start.copy()
-    n_matched, residual = 0, np.nan
-    reach = 3.0 * tolerance
-    for turn in range(_MOST_TURNS):
-        pairs = _pairs(source, target, matrix, reach)
-        if len(pairs) < 3:
-            return matrix, len(pairs), np.nan
-        fitted = np.full((2, 3), np.nan)
-        if affine and turn > 1 and len(pairs) >= 6:
-            fitted = _fit_affine(source, target, pairs)
-        if np.isnan(fitted[0, 0]):
-            fit_similarity(source, target, pairs[:, 0], pairs[:, 1], mirror, fitted)
-        steady = turn > 2 and np.array_equal(fitted, matrix)
-        matrix = fitted
-        far = _distances(source, target, pairs, matrix)
-        n_matched, residual = len(pairs), np.sqrt(np.mean(far * far))
-        if steady:
-            break
-        # The median distance of a Gaussian scatter in two axes is 1.1774 sigma.
-        robust = max(_CLIP_SIGMA * np.median(far) / 1.1774, _LEAST_CLIP * tolerance)
-        reach = 2.0 * tolerance if turn == 0 else tolerance
-        if turn > 1:
-            reach = min(tolerance, robust)
-    return matrix, n_matched, residual
-
-
-@njit(nogil=True, cache=True)
-def _voted_shift(
-    source: Floats, target: Floats, matrix: Floats, reach: float, tolerance: float
-) -> Floats:
-    """The matrix with the shift added on which most pairs within reach agree."""
-    moved = _moved(source, matrix)
-    shifts = np.empty((len(source) * len(target), 2))
-    n = 0
-    for i in range(len(source)):
-        for j in range(len(target)):
-            dx, dy = target[j, 0] - moved[i, 0], target[j, 1] - moved[i, 1]
-            if dx * dx + dy * dy <= reach * reach:
-                shifts[n, 0], shifts[n, 1] = dx, dy
-                n += 1
-    best, votes = -1, 0
-    for i in range(n):
-        agree = 0
-        for j in range(n):
-            dx, dy = shifts[j, 0] - shifts[i, 0], shifts[j, 1] - shifts[i, 1]
-            agree += dx * dx + dy * dy <= tolerance * tolerance
-        if agree > votes:
-            best, votes = i, agree
-    voted = matrix.copy()
-    if best >= 0:
-        voted[0, 2] += shifts[best, 0]
-        voted[1, 2] += shifts[best, 1]
-    return voted
+    return max(float(np.median(apart.min(axis=1))), 1e-100)

@@ -36,14 +36,19 @@ _SMALL_PX2 = 12.5  # a pixel's diagonal is then 0.4 radii
 class ApertureSums:
     """Arrays [star, aperture], float64; NaN for a star without a position.
 
-    flux_e: sum of the good pixels, each times its part inside the circle; NaN where there is none.
+    flux_e: sum of the good pixels, each times w, its part inside the circle; NaN where none is.
     area_px, masked_px, outside_px: what of the circle is summed, masked, and beyond the frame.
+    noise_flux_e, noise_area_px: flux and area with w² for w, as variances add up: less than the
+    others, as what a circle cuts from a pixel carries less noise than as much of whole pixels;
+    within 4 % for radii from 0.7 px.
     """
 
     flux_e: Floats
     area_px: Floats
     masked_px: Floats
     outside_px: Floats
+    noise_flux_e: Floats
+    noise_area_px: Floats
 
 
 def frame_arrays(pixels_e: NDArray[Any], mask: NDArray[Any]) -> tuple[Pixels, Mask]:
@@ -97,7 +102,7 @@ def aperture_sums(
     radii = np.broadcast_to(radii, (len(x), radii.shape[-1]))
     order = np.argsort(radii, axis=1, kind="stable")
     rising = np.take_along_axis(radii, order, axis=1)
-    sums = np.empty((4, *radii.shape))
+    sums = np.empty((6, *radii.shape))
     _sum_stars(pixels, flags, x, y, rising, sums)
     back = np.argsort(order, axis=1, kind="stable")[None]
     return ApertureSums(*np.take_along_axis(sums, back, axis=2))
@@ -108,9 +113,10 @@ def _sum_stars(
     pixels: Pixels, mask: Mask, x_px: Floats, y_px: Floats, radii_px: Floats, sums: Floats
 ) -> None:
     n_stars, n_radii = radii_px.shape
-    # Rows: flux, masked area, area in the frame. Whole pixels are counted once, at the smallest
-    # circle that holds them, and summed up over the circles at the end.
-    partial, whole = np.empty((3, n_radii)), np.empty((3, n_radii + 1))
+    # Rows: flux, masked area, area in the frame; of pieces also flux and area times w (1 - w).
+    # Whole pixels are counted once, at the smallest circle that holds them, and summed up over
+    # the circles at the end.
+    partial, whole = np.empty((5, n_radii)), np.empty((3, n_radii + 1))
     for star in range(n_stars):
         x, y, radii = x_px[star], y_px[star], radii_px[star]
         if n_radii == 0 or not (math.isfinite(x) and math.isfinite(y)):
@@ -125,8 +131,10 @@ def _sum_stars(
             out = _of_circle(circle - (seen + partial[2, k]), circle) if cut else 0.0
             bad = masked + partial[1, k]
             good = _of_circle(circle - out - bad, circle)
-            sums[0, star, k] = flux + partial[0, k] if good > 0.0 else np.nan
+            total = flux + partial[0, k] if good > 0.0 else np.nan
+            sums[0, star, k] = total
             sums[1, star, k], sums[2, star, k], sums[3, star, k] = good, bad, out
+            sums[4, star, k], sums[5, star, k] = total - partial[3, k], good - partial[4, k]
 
 
 @njit(nogil=True, cache=True)
@@ -214,14 +222,24 @@ def _half_row(
         every = max(every, some)
         while every < n_radii and squares[every] < x1 * x1 + y1 * y1:
             every += 1
-        good = (flags[i] & UNUSABLE) == 0 and abs(row[i]) < np.inf
-        kind, value = (0, np.float64(row[i])) if good else (1, np.float64(1.0))
         area = (x1 - x0) * (y1 - y0)
-        whole[kind, every] += value * area
-        for k in range(some, min(every, n_small)):
-            partial[kind, k] += value * _overlap_small(x0, x1, y0, y1, squares[k], inverse[k])
-        for k in range(max(some, n_small), every):
-            partial[kind, k] += value * _overlap(x0, x1, y0, y1, squares[k], inverse[k])
+        if (flags[i] & UNUSABLE) == 0 and abs(row[i]) < np.inf:
+            value = np.float64(row[i])
+            inverse_area = 1.0 / area if area > 0.0 else 0.0
+            whole[0, every] += value * area
+            for k in range(some, every):
+                if k < n_small:
+                    inside = _overlap_small(x0, x1, y0, y1, squares[k], inverse[k])
+                else:
+                    inside = _overlap(x0, x1, y0, y1, squares[k], inverse[k])
+                spared = inside - inside * inside * inverse_area
+                partial[0, k] += value * inside
+                partial[3, k] += value * spared
+                partial[4, k] += spared
+        else:
+            whole[1, every] += area
+            for k in range(some, every):
+                partial[1, k] += _overlap_small(x0, x1, y0, y1, squares[k], inverse[k])
         if cut:
             whole[2, every] += area
             for k in range(some, every):
@@ -257,8 +275,9 @@ def _overlap(x0: float, x1: float, y0: float, y1: float, square: float, inverse:
     """Area of a rectangle of at most a pixel inside a circle that crosses it, by the series."""
     polygon, s2, sine = _chord(x0, x1, y0, y1, square, inverse)
     c0, c1, c2, c3, c4, c5 = _SERIES
-    g = c0 + s2 * (c1 + s2 * (c2 + s2 * (c3 + s2 * (c4 + s2 * c5))))
-    return polygon + square * sine * sine * sine * g
+    g: float = c0 + s2 * (c1 + s2 * (c2 + s2 * (c3 + s2 * (c4 + s2 * c5))))
+    area: float = polygon + square * sine * sine * sine * g
+    return area
 
 
 @njit(nogil=True, cache=True)
@@ -269,12 +288,12 @@ def _overlap_small(
     polygon, s2, _ = _chord(x0, x1, y0, y1, square, inverse)
     s2 = min(s2, 1.0)
     s = math.sqrt(s2)
-    return polygon + square * (math.asin(s) - s * math.sqrt(1.0 - s2))
+    area: float = polygon + square * (math.asin(s) - s * math.sqrt(1.0 - s2))
+    return area
 
 
 def flux_errors(
-    flux_e: ArrayLike,
-    area_px: ArrayLike,
+    sums: ApertureSums,
     *,
     background_e: ArrayLike,
     background_err_e: ArrayLike,
@@ -283,25 +302,24 @@ def flux_errors(
     dark_e: float = 0.0,
     flat_err: float = 0.0,
 ) -> Floats:
-    """Errors [star, aperture] of fluxes above the background, electrons (the CCD equation).
+    """Errors [star, aperture] of the fluxes above the background, electrons (the CCD equation).
 
-    flux_e, area_px: [star, aperture]; background_e, its error: [star], of one pixel; dark_e: what
-    was subtracted as dark, of one pixel; flat_err: relative. Negative fluxes and backgrounds add
-    no photon noise. NaN stays NaN.
+    background_e, its error: [star], of one pixel; dark_e: what was subtracted as dark, of one
+    pixel; flat_err: relative. Negative fluxes and backgrounds add no photon noise. NaN stays NaN.
     Raises ValueError: shapes differ. Source: Merline & Howell 1995, Exp. Astron. 6, 163.
     """
-    level = np.maximum(np.asarray(background_e, dtype=np.float64), 0.0)
-    rounding = gain_e_per_adu**2 / 12  # variance of a count cut to whole numbers
-    pixel_e2 = level + dark_e + read_noise_e**2 + rounding
-    return _total_error(flux_e, area_px, pixel_e2, background_err_e, flat_err)
+    sky_e2 = np.maximum(np.asarray(background_e, dtype=np.float64), 0.0)
+    rounding_e2 = gain_e_per_adu**2 / 12  # of counts cut to whole numbers
+    pixel_e2 = sky_e2 + dark_e + read_noise_e**2 + rounding_e2
+    return _total_error(sums, background_e, background_err_e, pixel_e2, flat_err)
 
 
 def flux_errors_from_rms(
-    flux_e: ArrayLike,
-    area_px: ArrayLike,
+    sums: ApertureSums,
     *,
-    rms_e: ArrayLike,
+    background_e: ArrayLike,
     background_err_e: ArrayLike,
+    rms_e: ArrayLike,
     flat_err: float = 0.0,
 ) -> Floats:
     """As flux_errors, with the measured noise of a pixel, rms_e [star], for sky, dark and readout.
@@ -310,27 +328,22 @@ def flux_errors_from_rms(
     the star itself is then wrong by the square root of the gain.
     Raises ValueError: shapes differ.
     """
-    pixel_e2 = np.asarray(rms_e, dtype=np.float64) ** 2
-    return _total_error(flux_e, area_px, pixel_e2, background_err_e, flat_err)
+    pixel_e2 = np.square(np.asarray(rms_e, dtype=np.float64))
+    return _total_error(sums, background_e, background_err_e, pixel_e2, flat_err)
 
 
 def _total_error(
-    flux_e: ArrayLike,
-    area_px: ArrayLike,
-    pixel_e2: Floats,
+    sums: ApertureSums,
+    background_e: ArrayLike,
     background_err_e: ArrayLike,
+    pixel_e2: Floats,
     flat_err: float,
 ) -> Floats:
-    flux, area = np.asarray(flux_e, dtype=np.float64), np.asarray(area_px, dtype=np.float64)
-    level_error = np.asarray(background_err_e, dtype=np.float64)
-    stars = flux.shape[:1]
-    if (
-        flux.ndim != 2
-        or area.shape != flux.shape
-        or not pixel_e2.shape == level_error.shape == stars
-    ):
-        shapes = flux.shape, area.shape, pixel_e2.shape, level_error.shape
-        raise ValueError(f"needs [star, aperture] twice and [star] twice, not {shapes}")
-    variance = np.maximum(flux, 0.0) + area * pixel_e2[:, None]
-    variance += (area * level_error[:, None]) ** 2 + (flat_err * flux) ** 2
+    level, level_error = star_vectors(background_e, background_err_e)
+    if not level.shape == pixel_e2.shape == sums.flux_e.shape[:1]:
+        raise ValueError(f"needs [star] of {sums.flux_e.shape[:1]}, not {level.shape}")
+    level, level_error, pixel_e2 = level[:, None], level_error[:, None], pixel_e2[:, None]
+    photons = np.maximum(sums.noise_flux_e - level * sums.noise_area_px, 0.0)
+    variance = photons + sums.noise_area_px * pixel_e2 + (sums.area_px * level_error) ** 2
+    variance += (flat_err * (sums.flux_e - level * sums.area_px)) ** 2
     return np.sqrt(variance)

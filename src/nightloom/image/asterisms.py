@@ -4,14 +4,11 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-Floats: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
+from nightloom.image.matching import Floats, Ints, fit_similarity
 
 _CELLS = 100  # of the hash, along each of the two ratios of sides
 _THINNEST = 0.1  # least ratio of the shortest side to the longest
@@ -135,38 +132,6 @@ def _map_of(xy: Floats, radius: float, cell: float) -> NDArray[np.bool_]:
         low_x, high_x = max(0, int((x - radius) / cell)), min(nx - 1, int((x + radius) / cell))
         near[low_y : high_y + 1, low_x : high_x + 1] = True
     return near
-
-
-@njit(nogil=True, cache=True)
-def fit_similarity(
-    source_xy: Floats, target_xy: Floats, ours: Ints, theirs: Ints, mirror: float, matrix: Floats
-) -> None:
-    """Least-squares similarity of source points on target points, by index, into `matrix`.
-
-    mirror: -1 turns the y of the source around first. NaN where all source points are one.
-    """
-    n = len(ours)
-    sx, sy, tx, ty = 0.0, 0.0, 0.0, 0.0
-    for k in range(n):
-        sx += source_xy[ours[k], 0] / n
-        sy += mirror * source_xy[ours[k], 1] / n
-        tx += target_xy[theirs[k], 0] / n
-        ty += target_xy[theirs[k], 1] / n
-    along, across, size = 0.0, 0.0, 0.0
-    for k in range(n):
-        a, b = source_xy[ours[k], 0] - sx, mirror * source_xy[ours[k], 1] - sy
-        u, v = target_xy[theirs[k], 0] - tx, target_xy[theirs[k], 1] - ty
-        along += a * u + b * v
-        across += a * v - b * u
-        size += a * a + b * b
-    if not size > 0:
-        matrix[:] = np.nan
-        return
-    along, across = along / size, across / size
-    matrix[0, 0], matrix[0, 1] = along, -across * mirror
-    matrix[1, 0], matrix[1, 1] = across, along * mirror
-    matrix[0, 2] = tx - along * sx + across * sy
-    matrix[1, 2] = ty - across * sx - along * sy
 
 
 @njit(nogil=True, cache=True)

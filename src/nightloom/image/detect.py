@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from nightloom.image import peaks
+from nightloom.image import peaks, sources
 from nightloom.image.calibrate import Mask, Pixels, as_mask, as_pixels
 from nightloom.image.peaks import UNUSABLE, Floats, Mesh
 
@@ -128,26 +128,30 @@ def detect(
     _check(pixels_e, mask)
     if not (fwhm_px > 0 and threshold_sigma > 0):
         raise ValueError(f"fwhm_px {fwhm_px}, threshold_sigma {threshold_sigma}: must be above 0")
-    stars, saturated, blended = np.empty((0, peaks.N_COLUMNS)), np.zeros(0, bool), np.zeros(0, bool)
+    stars, saturated, blended = (
+        np.empty((0, sources.N_COLUMNS)),
+        np.zeros(0, bool),
+        np.zeros(0, bool),
+    )
     if np.isfinite(background.level).all():
         frame, flags, mesh = as_pixels(pixels_e), as_mask(mask), _mesh(background)
         taps = peaks.gaussian_taps(fwhm_px)
         found = peaks.find_peaks(frame, flags, mesh, taps, threshold_sigma)
-        groups = peaks.saturated_groups(frame, flags, mesh)
-        stars = peaks.measure(frame, flags, mesh, found, taps, fwhm_px, threshold_sigma, groups)
-        stars = stars[np.argsort(-stars[:, peaks.FLUX], kind="stable")]
-        stars = stars[peaks.stand_out(frame, flags, mesh, stars, taps, fwhm_px, threshold_sigma)]
-        blended = peaks.near_another(stars, 2.0 * fwhm_px)[:max_stars]
+        groups = sources.saturated_groups(frame, flags, mesh)
+        stars = sources.measure(frame, flags, mesh, found, taps, fwhm_px, threshold_sigma, groups)
+        stars = stars[np.argsort(-stars[:, sources.FLUX], kind="stable")]
+        stars = stars[sources.stand_out(frame, flags, mesh, stars, taps, fwhm_px, threshold_sigma)]
+        blended = sources.near_another(stars, 2.0 * fwhm_px)[:max_stars]
         stars = stars[:max_stars]
-        saturated = stars[:, peaks.GROUP] >= 0
+        saturated = stars[:, sources.GROUP] >= 0
     return Detections(
-        x_px=stars[:, peaks.X].copy(),
-        y_px=stars[:, peaks.Y].copy(),
-        flux_e=stars[:, peaks.FLUX].copy(),
-        peak_e=stars[:, peaks.PEAK].copy(),
-        snr=stars[:, peaks.SNR].copy(),
-        elongation=stars[:, peaks.ELONGATION].copy(),
-        sharpness=stars[:, peaks.SHARPNESS].copy(),
+        x_px=stars[:, sources.X].copy(),
+        y_px=stars[:, sources.Y].copy(),
+        flux_e=stars[:, sources.FLUX].copy(),
+        peak_e=stars[:, sources.PEAK].copy(),
+        snr=stars[:, sources.SNR].copy(),
+        elongation=stars[:, sources.ELONGATION].copy(),
+        sharpness=stars[:, sources.SHARPNESS].copy(),
         saturated=saturated,
         blended=blended,
     )

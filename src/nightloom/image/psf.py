@@ -74,11 +74,11 @@ def measure_psf(
     """
     pixels, flags = frame_arrays(pixels_e, mask)
     x, y, level = star_vectors(x_px, y_px, background_e)
-    spoilt = np.asarray(saturated, dtype=np.bool_) | np.asarray(blended, dtype=np.bool_)
-    if spoilt.shape != x.shape:
-        raise ValueError(f"saturated and blended must be [star] of {x.shape}, not {spoilt.shape}")
+    full, close = np.asarray(saturated, dtype=np.bool_), np.asarray(blended, dtype=np.bool_)
+    if not full.shape == close.shape == x.shape:
+        raise ValueError(f"saturated, blended: {full.shape, close.shape}, but stars: {x.shape}")
     guess = positive("guess_fwhm_px", guess_fwhm_px)
-    chosen = np.flatnonzero(~spoilt & np.isfinite(x) & np.isfinite(y) & np.isfinite(level))
+    chosen = np.flatnonzero(~full & ~close & np.isfinite(x) & np.isfinite(y) & np.isfinite(level))
     core = _core_sums(pixels, x[chosen], y[chosen], level[chosen], max(1, round(guess / 2)))
     order = np.argsort(-core, kind="stable")[: int(positive("max_stars", max_stars))]
     chosen = chosen[order[core[order] > 0]]

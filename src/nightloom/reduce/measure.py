@@ -15,7 +15,12 @@ from nightloom.errors import FrameError
 from nightloom.image import align as alignment
 from nightloom.image.align import Alignment
 from nightloom.image.annulus import Annuli, annulus_background
-from nightloom.image.aperture import aperture_sums, flux_errors, flux_errors_from_rms
+from nightloom.image.aperture import (
+    ApertureSums,
+    aperture_sums,
+    flux_errors,
+    flux_errors_from_rms,
+)
 from nightloom.image.calibrate import (
     MASK_BAD,
     MASK_COSMIC,
@@ -179,7 +184,7 @@ def _measure(
     flux[~(inside_px > 0)] = np.nan
     return _known(item.frame) | {
         "flux": flux.astype(np.float32),
-        "flux_err": _errors(flux, sums.area_px, annuli, exposure).astype(np.float32),
+        "flux_err": _errors(sums, annuli, exposure).astype(np.float32),
         "x": x,
         "y": y,
         "background": annuli.level_e.astype(np.float32),
@@ -222,17 +227,15 @@ def _centroids(
     )
 
 
-def _errors(
-    flux_e: NDArray[np.float64], area_px: NDArray[np.float64], annuli: Annuli, exposure: Exposure
-) -> NDArray[np.float64]:
+def _errors(sums: ApertureSums, annuli: Annuli, exposure: Exposure) -> NDArray[np.float64]:
     """Flux errors by the CCD equation, or by the sky's scatter where its terms are unknown."""
     if exposure.gain_assumed or not np.isfinite(exposure.read_noise_e):
         return flux_errors_from_rms(
-            flux_e, area_px, rms_e=annuli.rms_e, background_err_e=annuli.error_e,
-            flat_err=exposure.flat_err,
+            sums, background_e=annuli.level_e, background_err_e=annuli.error_e,
+            rms_e=annuli.rms_e, flat_err=exposure.flat_err,
         )  # fmt: skip
     return flux_errors(
-        flux_e, area_px, background_e=annuli.level_e, background_err_e=annuli.error_e,
+        sums, background_e=annuli.level_e, background_err_e=annuli.error_e,
         read_noise_e=exposure.read_noise_e, gain_e_per_adu=exposure.gain_e_per_adu,
         dark_e=exposure.dark_e, flat_err=exposure.flat_err,
     )  # fmt: skip

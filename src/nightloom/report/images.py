@@ -32,7 +32,7 @@ _BARS_ARCSEC = (5, 10, 20, 30, 60, 120, 180, 300, 600, 900, 1200, 1800, 3600)
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class Reference:
     """A reference with its star list, and what a plate says of it: NaN or empty without one.
 
     stack [y, x]; x, y, clean [star]: clean ones are neither saturated, blended nor appended.
@@ -55,48 +55,56 @@ class Field:
 
 @styled
 def field_image(
-    field: Field, *, star: int, name: str, weight: Floats, labels: dict[int, str], title: str
+    reference: Reference,
+    *,
+    star: int,
+    name: str,
+    weight: Floats,
+    labels: dict[int, str],
+    title: str,
 ) -> Figure:
     """The stack with its star list, the target and its comparisons, and the catalogue over it.
 
     weight [star]: a comparison's ring is as strong as its weight; labels: of some stars.
     """
-    ny, nx = field.stack.shape
+    ny, nx = reference.stack.shape
     side = 0.72 * WIDTH_IN
     height = side * float(np.clip(ny / nx, 0.4, 1.5))
     figure = Figure(figsize=(side + 0.65, height + 1.25))
     panel = figure.add_axes(
         (0.6 / (side + 0.65), 0.5 / (height + 1.25), side / (side + 0.65), height / (height + 1.25))
     )
-    _show(panel, field.stack, offset=(0.0, 0.0))
+    _show(panel, reference.stack, offset=(0.0, 0.0))
     unit = 0.012 * max(ny, nx)
-    marked = (weight > 0) | (np.arange(len(weight)) == star)
-    plain = ~marked[: len(field.x)]
+    # A target that was added since is in the list, and weighs nothing.
+    weight = np.pad(weight, (0, len(reference.x) - len(weight)))
+    plain = ~((weight > 0) | (np.arange(len(weight)) == star))
     panel.scatter(
-        field.x[plain], field.y[plain], s=32, facecolors="none", edgecolors=GREY, linewidths=0.7,
-        label="star list",
+        reference.x[plain], reference.y[plain], s=32, facecolors="none", edgecolors=GREY,
+        linewidths=0.7, label="star list",
     )  # fmt: skip
-    brightest = np.argsort(field.catalogue_mag, kind="stable")[:MAX_CATALOGUE]
+    brightest = np.argsort(reference.catalogue_mag, kind="stable")[:MAX_CATALOGUE]
     if brightest.size:
         panel.scatter(
-            field.catalogue_x[brightest], field.catalogue_y[brightest], s=26, marker="+",
+            reference.catalogue_x[brightest], reference.catalogue_y[brightest], s=26, marker="+",
             color=ORANGE, linewidths=0.9, label="catalogue",
         )  # fmt: skip
-    share = np.sqrt(weight / max(float(weight.max(initial=0.0)), 1e-12))
     chosen = np.flatnonzero(weight > 0)
+    share = np.sqrt(weight[chosen] / max(float(weight.max(initial=0.0)), 1e-12))
+    ink = [(BLUE, float(alpha)) for alpha in 0.35 + 0.65 * share]
     panel.scatter(
-        field.x[chosen], field.y[chosen], s=40 + 110 * share[chosen], facecolors="none",
-        edgecolors=BLUE, linewidths=0.9 + 1.1 * share[chosen], alpha=0.35 + 0.65 * share[chosen],
+        reference.x[chosen], reference.y[chosen], s=40 + 110 * share, facecolors="none",
+        edgecolors=ink, linewidths=(0.9 + 1.1 * share).tolist(),
         label="comparison stars, by weight",
     )  # fmt: skip
     panel.scatter(
-        field.x[star], field.y[star], s=230, facecolors="none", edgecolors=VERMILION,
+        reference.x[star], reference.y[star], s=230, facecolors="none", edgecolors=VERMILION,
         linewidths=2.0, label="target",
     )  # fmt: skip
     for index, text in labels.items():
-        _name(panel, field.x[index], field.y[index], text, unit=unit, limit=nx, colour=BLUE)
-    _name(panel, field.x[star], field.y[star], name, unit=unit, limit=nx, colour=VERMILION)
-    _compass(panel, field)
+        _name(panel, reference.x[index], reference.y[index], text, unit=unit, limit=nx, colour=BLUE)
+    _name(panel, reference.x[star], reference.y[star], name, unit=unit, limit=nx, colour=VERMILION)
+    _compass(panel, reference)
     panel.set(xlim=(-0.5, nx - 0.5), ylim=(-0.5, ny - 0.5), xlabel="x (px)", ylabel="y (px)")
     panel.legend(
         loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, handletextpad=0.1, columnspacing=1.0,
@@ -108,21 +116,26 @@ def field_image(
 
 @styled
 def cutout(
-    field: Field, *, star: int, radius_px: float, annulus_px: tuple[float, float], title: str
+    reference: Reference,
+    *,
+    star: int,
+    radius_px: float,
+    annulus_px: tuple[float, float],
+    title: str,
 ) -> Figure:
     """The target in the stack, with its aperture and the annulus of its background."""
     figure = Figure(figsize=(4.6, 4.6))
     panel = figure.add_axes((0.12, 0.11, 0.85, 0.76))
-    x, y = float(field.x[star]), float(field.y[star])
+    x, y = float(reference.x[star]), float(reference.y[star])
     reach = 1.25 * max(annulus_px[1], radius_px)
-    ny, nx = field.stack.shape
+    ny, nx = reference.stack.shape
     x0, y0 = max(0, int(x - reach)), max(0, int(y - reach))
-    part = field.stack[y0 : min(ny, int(y + reach) + 2), x0 : min(nx, int(x + reach) + 2)]
+    part = reference.stack[y0 : min(ny, int(y + reach) + 2), x0 : min(nx, int(x + reach) + 2)]
     _show(panel, part, offset=(x0, y0))
-    near = (np.abs(field.x - x) < reach) & (np.abs(field.y - y) < reach)
+    near = (np.abs(reference.x - x) < reach) & (np.abs(reference.y - y) < reach)
     near[star] = False
     panel.plot(
-        field.x[near], field.y[near], "o", ms=9, mfc="none", mec=GREY, mew=1.0,
+        reference.x[near], reference.y[near], "o", ms=9, mfc="none", mec=GREY, mew=1.0,
         label="others of the list",
     )  # fmt: skip
     for radius, line, colour, label in (
@@ -146,7 +159,7 @@ def cutout(
 
 
 @styled
-def profile(field: Field, *, star: int, radius_px: float, title: str) -> Figure:
+def profile(reference: Reference, *, star: int, radius_px: float, title: str) -> Figure:
     """Radial profile of the stack's clean bright stars and of the target, with FWHM and aperture.
 
     Every star is background-subtracted and divided by its flux within 1.5 FWHM; the model's
@@ -154,20 +167,20 @@ def profile(field: Field, *, star: int, radius_px: float, title: str) -> Figure:
     """
     figure = Figure(figsize=(4.6, 4.6))
     panel = figure.add_axes((0.12, 0.11, 0.85, 0.76))
-    reach = max(3.0 * field.fwhm_px, 1.25 * radius_px)
-    stars = [int(k) for k in np.flatnonzero(field.clean) if k != star][:PROFILE_STARS]
-    clouds = [radial_values(field, k, reach_px=reach) for k in stars]
-    target = radial_values(field, star, reach_px=reach)
+    reach = max(3.0 * reference.fwhm_px, 1.25 * radius_px)
+    stars = [int(k) for k in np.flatnonzero(reference.clean) if k != star][:PROFILE_STARS]
+    clouds = [radial_values(reference, k, reach_px=reach) for k in stars]
+    target = radial_values(reference, star, reach_px=reach)
     pool = clouds or [target]
     radius, value = (np.concatenate([cloud[k] for cloud in pool]) for k in (0, 1))
-    model = moffat(radius, fwhm_px=field.fwhm_px, beta=field.beta)
-    core = (radius < field.fwhm_px) & np.isfinite(value)
+    model = moffat(radius, fwhm_px=reference.fwhm_px, beta=reference.beta)
+    core = (radius < reference.fwhm_px) & np.isfinite(value)
     peak = float(np.sum(model[core] * value[core]) / max(np.sum(model[core] ** 2), 1e-12))
     panel.plot(
         target[0], target[1] / peak, "o", ms=2.8, mew=0, color=VERMILION, alpha=0.45, label="target"
     )
     if clouds:
-        middle, rows = _by_radius(radius, value / peak, width=max(0.5, field.fwhm_px / 8))
+        middle, rows = _by_radius(radius, value / peak, width=max(0.5, reference.fwhm_px / 8))
         panel.errorbar(
             middle, rows[:, 1], np.abs(rows[:, [0, 2]] - rows[:, [1]]).T, fmt="o", ms=4,
             color=BLUE, mec="white", mew=0.5, elinewidth=1.0, zorder=4,
@@ -175,12 +188,12 @@ def profile(field: Field, *, star: int, radius_px: float, title: str) -> Figure:
         )  # fmt: skip
     fine = np.linspace(0, reach, 200)
     panel.plot(
-        fine, moffat(fine, fwhm_px=field.fwhm_px, beta=field.beta), "-", color=INK, lw=1.0,
-        label=_model_name(field.beta),
+        fine, moffat(fine, fwhm_px=reference.fwhm_px, beta=reference.beta), "-", color=INK, lw=1.0,
+        label=_model_name(reference.beta),
     )  # fmt: skip
-    half = 0.5 * field.fwhm_px
+    half = 0.5 * reference.fwhm_px
     panel.plot([half, half, 0], [0, 0.5, 0.5], ":", color=INK, lw=1.0)
-    panel.text(half + 0.03 * reach, 0.5, f"FWHM {field.fwhm_px:.2f} px", va="center")
+    panel.text(half + 0.03 * reach, 0.5, f"FWHM {reference.fwhm_px:.2f} px", va="center")
     panel.axvline(radius_px, color=VERMILION, lw=1.3)
     panel.text(
         radius_px + 0.01 * reach, 0.98, "aperture", color=VERMILION, rotation=90, va="top", size=8.5
@@ -193,22 +206,24 @@ def profile(field: Field, *, star: int, radius_px: float, title: str) -> Figure:
     return figure
 
 
-def radial_values(field: Field, star: int, *, reach_px: float) -> tuple[Floats, Floats]:
+def radial_values(reference: Reference, star: int, *, reach_px: float) -> tuple[Floats, Floats]:
     """Distance and value of every pixel around a star, over its flux within 1.5 FWHM.
 
     The local background is the median between 3 and 5 FWHM.
     """
-    x, y = float(field.x[star]), float(field.y[star])
-    ny, nx = field.stack.shape
-    far = max(reach_px, 5.0 * field.fwhm_px)
+    x, y = float(reference.x[star]), float(reference.y[star])
+    ny, nx = reference.stack.shape
+    far = max(reach_px, 5.0 * reference.fwhm_px)
     x0, x1 = max(0, int(x - far)), min(nx, int(x + far) + 2)
     y0, y1 = max(0, int(y - far)), min(ny, int(y + far) + 2)
-    part = field.stack[y0:y1, x0:x1].astype(np.float64)
+    part = reference.stack[y0:y1, x0:x1].astype(np.float64)
     rows, columns = np.mgrid[y0:y1, x0:x1]
     distance = np.hypot(columns - x, rows - y)
-    ring = (distance > 3 * field.fwhm_px) & (distance < 5 * field.fwhm_px) & np.isfinite(part)
+    ring = (
+        (distance > 3 * reference.fwhm_px) & (distance < 5 * reference.fwhm_px) & np.isfinite(part)
+    )
     part -= np.median(part[ring]) if ring.any() else 0.0
-    inner = (distance < 1.5 * field.fwhm_px) & np.isfinite(part)
+    inner = (distance < 1.5 * reference.fwhm_px) & np.isfinite(part)
     total = float(part[inner].sum())
     near = distance <= reach_px
     value = part[near] / total if total > 0 else np.full(int(near.sum()), np.nan)
@@ -241,8 +256,9 @@ def _by_radius(radius: Floats, value: Floats, *, width: float) -> tuple[Floats, 
 
 def _show(panel: Axes, pixels: NDArray[Any], *, offset: tuple[float, float]) -> None:
     """Pixels in inverted grey: sky light, faint stars visible, bright ones not burnt out."""
-    ny, nx = pixels.shape
-    shown = _shrunk(pixels, -(-max(ny, nx) // MAX_SIDE_PX))
+    factor = -(-max(pixels.shape) // MAX_SIDE_PX)
+    shown = _shrunk(pixels, factor)
+    ny, nx = (factor * length for length in shown.shape)
     good = shown[np.isfinite(shown)]
     sky = float(np.median(good)) if good.size else 0.0
     noise = 1.4826 * float(np.median(np.abs(good - sky))) if good.size else 1.0
@@ -280,14 +296,14 @@ def _name(
     label.set_bbox({"facecolor": "white", "alpha": 0.65, "edgecolor": "none", "pad": 0.8})
 
 
-def _compass(panel: Axes, field: Field) -> None:
+def _compass(panel: Axes, reference: Reference) -> None:
     """North, east and a bar of known length, where there is a plate."""
-    if not np.isfinite(field.scale_arcsec):
+    if not np.isfinite(reference.scale_arcsec):
         return
-    ny, nx = field.stack.shape
+    ny, nx = reference.stack.shape
     length = 0.075 * min(ny, nx)
     x, y = nx - 2.2 * length, ny - 2.2 * length
-    for text, (dx, dy) in (("N", field.north), ("E", field.east)):
+    for text, (dx, dy) in (("N", reference.north), ("E", reference.east)):
         tip = (x + length * dx, y + length * dy)
         for width, ink in ((3.5, HALO), (1.4, INK)):
             panel.annotate(
@@ -296,9 +312,9 @@ def _compass(panel: Axes, field: Field) -> None:
             )  # fmt: skip
         where = (x + 1.35 * length * dx, y + 1.35 * length * dy)
         panel.text(*where, text, ha="center", va="center", weight="bold")
-    most = 0.25 * nx * field.scale_arcsec
+    most = 0.25 * nx * reference.scale_arcsec
     arcsec = max((bar for bar in _BARS_ARCSEC if bar <= most), default=most)
-    long_px = arcsec / field.scale_arcsec
+    long_px = arcsec / reference.scale_arcsec
     x0, y0 = 0.04 * nx, 0.04 * ny
     for width, ink in ((5.0, HALO), (2.2, INK)):
         panel.plot([x0, x0 + long_px], [y0, y0], color=ink, lw=width, solid_capstyle="butt")

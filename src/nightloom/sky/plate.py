@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -23,10 +24,10 @@ from nightloom.sky.tangent import Tangent, deproject, fit, header_text, middle, 
 
 _MAX_DETECTIONS = 300
 _MAX_ASTERISM_STARS = 60
+_ASTERISM_PX = 1.5  # asterisms are told from chance by closeness: finer than the tolerance
 _SEARCH_DEG = 1.2
-_MAX_PLACES = 400  # tried for one scale, nearest first
-_SCALES_ARCSEC = tuple(0.25 * 2.0**k for k in range(7))  # where the scale is unknown
-_BINNINGS = (1.0, 2.0, 0.5)  # a header may give the scale of another binning
+_MANY_PLACES, _FEW_PLACES = 400, 37  # around a guess: 11 rings, 3 rings
+_SCALES_ARCSEC = (1.0, 2.0, 0.5, 4.0, 0.25, 8.0, 16.0)  # where the scale is unknown
 _LOG_CHANCE_BLIND = math.log(1e-9)  # some 10^5 hypotheses are tried in a search
 _LOG_CHANCE_HEADER = math.log(1e-3)  # one hypothesis
 _IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -71,6 +72,17 @@ class _Field:
     @property
     def half_diagonal_px(self) -> float:
         return 0.5 * math.hypot(self.nx, self.ny)
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """Where the frame may look, with a scale that may be off by the factor `slack`."""
+
+    ra_deg: float
+    dec_deg: float
+    scale_arcsec: float
+    slack: float
+    tolerance_px: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,73 +240,85 @@ def _by_asterisms(
     if not (math.isfinite(ra_deg) and math.isfinite(dec_deg)):
         # A local catalogue is usually one of the field.
         ra_deg, dec_deg = middle(field.ra_deg, field.dec_deg)
-    scales, slack = _SCALES_ARCSEC, 1.45
-    if math.isfinite(scale_arcsec):
-        scales, slack = tuple(scale_arcsec * factor for factor in _BINNINGS), 1.1
     most, tried = 0, 0
-    for scale in scales:
-        for place_ra, place_dec in _places(field, ra_deg, dec_deg, scale):
-            start, n_stars = _asterisms_at(field, place_ra, place_dec, scale, slack)
-            most, tried = max(most, n_stars), tried + (n_stars >= field.min_matched)
-            if start is None:
-                continue
-            predicted = predict(start, field.ra_deg, field.dec_deg)
-            solved = _refine(
-                field, predicted, start.scale_arcsec, free_stars=3, limit=_LOG_CHANCE_BLIND
-            )
-            if isinstance(solved, Plate):
-                return solved
-    near = f"within {_SEARCH_DEG:g} deg of ra {ra_deg:.4f} dec {dec_deg:+.4f}"
-    if most < field.min_matched:
+    for guess in _guesses(field, ra_deg, dec_deg, scale_arcsec):
+        xi, eta = project(field.ra_deg, field.dec_deg, guess.ra_deg, guess.dec_deg)
+        reach = field.half_diagonal_px * guess.scale_arcsec / 3600.0
+        near = np.flatnonzero(np.hypot(xi, eta) <= reach)
+        most = max(most, near.size)
+        if near.size < field.min_matched:
+            continue
+        tried += 1
+        solved = _solve_at(field, guess, np.column_stack([xi, eta])[near])
+        if solved is not None:
+            return solved
+    place = f"ra {ra_deg:.4f} dec {dec_deg:+.4f}"
+    if tried == 0:
         return PlateRefusal(
-            f"no place {near} has as many as {field.min_matched} catalogue stars in one frame"
+            f"no frame around {place} would hold more than {most} catalogue stars: "
+            f"{field.min_matched} are needed"
         )
     return PlateRefusal(
-        f"no asterism of the {len(field.xy_px)} brightest detections was verified by the "
-        f"catalogue {near}: {tried} places and scales tried"
+        f"no asterism of the {len(field.xy_px)} brightest detections was confirmed by the "
+        f"catalogue around {place}: {tried} places and scales tried"
     )
+
+
+def _guesses(field: _Field, ra_deg: float, dec_deg: float, scale_arcsec: float) -> Iterator[_Guess]:
+    """What to try, the likely first."""
+
+    def around(
+        scale: float, n_places: int, *, slack: float = 1.1, tolerance_px: float = _ASTERISM_PX
+    ) -> Iterator[_Guess]:
+        for ra, dec in islice(_places(field, ra_deg, dec_deg, scale), n_places):
+            yield _Guess(ra, dec, scale, slack, tolerance_px)
+
+    if not math.isfinite(scale_arcsec):
+        rungs = [around(scale, _FEW_PLACES, slack=1.45) for scale in _SCALES_ARCSEC]
+        for row in zip_longest(*rungs):
+            yield from (guess for guess in row if guess is not None)
+        return
+    yield from around(scale_arcsec, _MANY_PLACES)
+    # A header's scale may be that of another binning, a catalogue may be coarse.
+    yield from around(2.0 * scale_arcsec, _FEW_PLACES)
+    yield from around(0.5 * scale_arcsec, _FEW_PLACES)
+    radius_px = _radius_px(field, scale_arcsec)
+    if radius_px > _ASTERISM_PX:
+        yield from around(scale_arcsec, _FEW_PLACES, tolerance_px=radius_px)
 
 
 def _places(
     field: _Field, ra_deg: float, dec_deg: float, scale_arcsec: float
 ) -> Iterator[tuple[float, float]]:
-    """Centres to try, the guess first, then rings around it, a third of a frame apart."""
-    step_deg = 0.6 * field.half_diagonal_px * scale_arcsec / 3600.0
+    """Centres to try: the guess, then rings around it, less than half a frame apart."""
+    step_deg = 0.7 * field.half_diagonal_px * scale_arcsec / 3600.0
     yield ra_deg, dec_deg
-    count = 1
     for ring in range(1, int(_SEARCH_DEG / step_deg) + 1):
         for k in range(6 * ring):
             angle = 2.0 * math.pi * k / (6 * ring)
             radius = ring * step_deg
             yield deproject(radius * math.cos(angle), radius * math.sin(angle), ra_deg, dec_deg)
-            count += 1
-            if count >= _MAX_PLACES:
-                return
 
 
-def _asterisms_at(
-    field: _Field, ra_deg: float, dec_deg: float, scale_arcsec: float, slack: float
-) -> tuple[Tangent | None, int]:
-    """A solution suggested by the stars around a place, and how many stars there are."""
-    xi, eta = project(field.ra_deg, field.dec_deg, ra_deg, dec_deg)
-    pixel_deg = scale_arcsec / 3600.0
-    near = np.flatnonzero(np.hypot(xi, eta) <= field.half_diagonal_px * pixel_deg)
-    if near.size < field.min_matched:
-        return None, int(near.size)
+def _solve_at(field: _Field, guess: _Guess, plane_deg: Floats) -> Plate | None:
+    """The plate that asterisms of the stars around a place suggest, if it holds."""
     # Either list may go deeper than the other: as many of the brightest as the other has.
-    n_most = min(_MAX_ASTERISM_STARS, 2 * near.size, 2 * len(field.xy_px))
-    near = near[:n_most]
+    n_most = min(_MAX_ASTERISM_STARS, 2 * len(plane_deg), 2 * len(field.xy_px))
+    pixel_deg = guess.scale_arcsec / 3600.0
     found = find_similarity(
         field.xy_px[:n_most],
-        np.column_stack([xi[near], eta[near]]) / pixel_deg,
-        scale_range=(1.0 / slack, slack),
+        plane_deg[:n_most] / pixel_deg,
+        scale_range=(1.0 / guess.slack, guess.slack),
         allow_mirror=True,
-        tolerance=_radius_px(field, scale_arcsec),
+        tolerance=guess.tolerance_px,
         min_matched=field.min_matched,
     )
     if not isinstance(found, Alignment):
-        return None, int(near.size)
-    return Tangent(ra_deg, dec_deg, found.matrix * pixel_deg), int(near.size)
+        return None
+    start = Tangent(guess.ra_deg, guess.dec_deg, found.matrix * pixel_deg)
+    predicted = predict(start, field.ra_deg, field.dec_deg)
+    solved = _refine(field, predicted, start.scale_arcsec, free_stars=3, limit=_LOG_CHANCE_BLIND)
+    return solved if isinstance(solved, Plate) else None
 
 
 def _refine(

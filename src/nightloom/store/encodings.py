@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product as every
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,6 @@ from nightloom.schema.cube import STAR, TIME, Variable
 SHARD_BYTES = 64 << 20
 SHARD_TIMES = 512
 CHUNK_APERTURES = 5
-# Zarr does not write a shard that holds nothing but the fill value, whatever it is told; so that
-# one of NaN is there to be counted, shards are filled with netCDF's default fill instead.
-NEVER_WRITTEN = 9.969209968386869e36
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -60,11 +58,10 @@ def create_store(
             chunks=_chunk_shape(shard) if sharded else shard,
             shards=shard if sharded else None,
             dtype=str if variable.dtype == "str" else np.dtype(variable.dtype),
-            fill_value=NEVER_WRITTEN if sharded else variable.fill,
+            fill_value=variable.fill,
             compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()],
             dimension_names=variable.dims,
             attributes=_attributes(variable) | dict((extra or {}).get(variable.name, {})),
-            config={"write_empty_chunks": True},
         )
 
 
@@ -73,14 +70,14 @@ def write_rows(path: Path, start: int, arrays: Arrays) -> None:
 
     Raises ValueError: a part of a shard would be written, which loses what another task wrote.
     """
-    group = zarr.open_group(path, mode="r+")
-    for name, values in arrays.items():
-        array = _array(group, name)
-        step = (array.shards or array.chunks)[0]
-        stop = start + len(values)
-        if start % step or (stop % step and stop != array.shape[0]):
-            raise ValueError(f"{name}: times {start} to {stop} are no whole shards of {step}")
-        array[start:stop] = values
+    with _written_whole(path) as group:
+        for name, values in arrays.items():
+            array = _array(group, name)
+            step = (array.shards or array.chunks)[0]
+            stop = start + len(values)
+            if start % step or (stop % step and stop != array.shape[0]):
+                raise ValueError(f"{name}: times {start} to {stop} are no whole shards of {step}")
+            array[start:stop] = values
 
 
 def write_stars(path: Path, start: int, arrays: Arrays) -> None:
@@ -88,23 +85,23 @@ def write_stars(path: Path, start: int, arrays: Arrays) -> None:
 
     Raises ValueError: a part of a chunk would be written.
     """
-    group = zarr.open_group(path, mode="r+")
-    for name, values in arrays.items():
-        array = _array(group, name)
-        step, stop = array.chunks[1], start + values.shape[1]
-        if start % step or (stop % step and stop != array.shape[1]):
-            raise ValueError(f"{name}: stars {start} to {stop} are no whole chunks of {step}")
-        array[:, start:stop] = values
+    with _written_whole(path) as group:
+        for name, values in arrays.items():
+            array = _array(group, name)
+            step, stop = array.chunks[1], start + values.shape[1]
+            if start % step or (stop % step and stop != array.shape[1]):
+                raise ValueError(f"{name}: stars {start} to {stop} are no whole chunks of {step}")
+            array[:, start:stop] = values
 
 
 def write_whole(path: Path, arrays: Arrays) -> None:
     """Write arrays as a whole."""
-    group = zarr.open_group(path, mode="r+")
-    for name, values in arrays.items():
-        array = _array(group, name)
-        if array.shape != np.shape(values):
-            raise ValueError(f"{name}: shape {np.shape(values)}, the store has {array.shape}")
-        array[...] = values
+    with _written_whole(path) as group:
+        for name, values in arrays.items():
+            array = _array(group, name)
+            if array.shape != np.shape(values):
+                raise ValueError(f"{name}: shape {np.shape(values)}, the store has {array.shape}")
+            array[...] = values
 
 
 def write_store(
@@ -173,12 +170,25 @@ def read_arrays(
     for name in names:
         try:
             array = _array(group, name)
-            arrays[name] = np.asarray(array[...] if stars is None else array[:, stars])
+            values = np.asarray(array[...] if stars is None else array[:, stars])
+            is_text = isinstance(values.dtype, np.dtypes.StringDType)
+            arrays[name] = values.astype(object) if is_text else values
         except (ValueError, RuntimeError) as error:
             raise ArchiveError(
                 where=f"{path}/{name}", why=f"is damaged: {error}", do="delete the version and run"
             ) from error
     return arrays
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[zarr.Group]:
+    """A store to write to: chunks that hold nothing but the fill value are written too.
+
+    So that what is there can be counted. Zarr takes this from its configuration when a store is
+    opened; what was said when the array was created is not kept.
+    """
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        yield zarr.open_group(path, mode="r+")
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:

@@ -1,0 +1,145 @@
+"""Local background against photutils, under neighbours, at the edge, on whole numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from astropy.stats import SigmaClip
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from photutils.aperture import ApertureStats, CircularAnnulus
+
+from nightloom.image.annulus import annulus_background
+from nightloom.image.calibrate import MASK_BAD, MASK_NONLINEAR, MASK_SATURATED
+from nightloom.synth.camera import render
+
+
+def test_equal_to_photutils_with_the_same_clipping() -> None:
+    rng = np.random.default_rng(4)
+    x, y = rng.uniform(-5, 205, 80), rng.uniform(-5, 205, 80)
+    x[:20], y[:20] = np.rint(x[:20]), np.rint(y[:20])
+    stars = render(200, 200, x_px=rng.uniform(0, 200, 40), y_px=rng.uniform(0, 200, 40),
+                   flux_e=np.full(40, 3e4), fwhm_px=4.0, sky_e=500)  # fmt: skip
+    pixels = rng.normal(stars, 20).astype(np.float32)
+    mask = np.where(rng.random(pixels.shape) < 0.05, MASK_SATURATED, 0).astype(np.uint8)
+    rings = annulus_background(pixels, mask, x, y, inner_px=8.0, outer_px=14.5, min_pixels=1)
+    theirs = ApertureStats(
+        pixels,
+        CircularAnnulus(np.stack([x, y], axis=1), 8.0, 14.5),
+        mask=mask > 0,
+        sigma_clip=SigmaClip(3.0, maxiters=10),
+        sum_method="center",
+    )
+    assert_allclose(rings.level_e, theirs.median, rtol=1e-7)
+    assert_array_equal(rings.n_used, theirs.center_aper_area.value)
+    assert_allclose(rings.rms_e, theirs.std / 0.98658, rtol=1e-4)
+    assert_allclose(rings.error_e, rings.rms_e * np.sqrt(np.pi / 2 / rings.n_used))
+
+
+def test_a_neighbour_in_the_annulus_shifts_the_level_by_less_than_a_tenth_sigma() -> None:
+    rng = np.random.default_rng(5)
+    places = np.arange(40.0, 1000.0, 80.0)
+    x, y = (grid.ravel() for grid in np.meshgrid(places, places))
+    flux_e = 10 ** rng.uniform(3, 5.5, x.size)
+    stars = render(1040, 1040, x_px=x + 26, y_px=y, flux_e=flux_e, fwhm_px=4.0, sky_e=400)
+    pixels = rng.poisson(stars).astype(np.float32)
+    mask = np.zeros(pixels.shape, dtype=np.uint8)
+    rings = annulus_background(pixels, mask, x, y, inner_px=20, outer_px=32)
+    assert abs(np.mean(rings.level_e - 400) / 20) < 0.1
+    assert np.max(np.abs(rings.level_e - 400)) / 20 < 0.25
+
+
+def test_level_error_and_noise_of_a_plain_sky() -> None:
+    rng = np.random.default_rng(6)
+    pixels = rng.normal(100, 12, (1000, 1000)).astype(np.float32)
+    x, y = (
+        grid.ravel() for grid in np.meshgrid(np.arange(25.0, 980, 50), np.arange(25.0, 980, 50))
+    )
+    mask = np.zeros(pixels.shape, dtype=np.uint8)
+    rings = annulus_background(pixels, mask, x, y, inner_px=10, outer_px=24)
+    assert_allclose(np.std((rings.level_e - 100) / rings.error_e), 1.0, atol=0.1)
+    assert_allclose(np.mean(rings.rms_e), 12.0, rtol=0.005)
+
+
+@pytest.mark.parametrize("level", [7.0, 7.2, 7.5, 7.9])
+def test_whole_numbers_do_not_lock_the_level(level: float) -> None:
+    rng = np.random.default_rng(7)
+    pixels = np.rint(rng.normal(level, 2.0, (200, 200))).astype(np.float32)
+    mask = np.zeros(pixels.shape, dtype=np.uint8)
+    rings = annulus_background(pixels, mask, [100.0], [100.0], inner_px=20, outer_px=90)
+    assert_allclose(rings.level_e, level, atol=0.06)
+
+
+def test_flat_sky_reads_the_same_at_the_edge_and_in_the_corner() -> None:
+    sky = np.full((100, 100), 1000.0, dtype=np.float32)
+    mask = np.zeros(sky.shape, dtype=np.uint8)
+    rings = annulus_background(sky, mask, [3.0, 0.0, 50.0], [50.0, 0.0, 50.0],
+                               inner_px=20, outer_px=32)  # fmt: skip
+    assert_array_equal(rings.level_e, 1000.0)
+    assert_array_equal(rings.rms_e, 0.0)
+
+
+def test_masked_saturated_and_lost_pixels_are_left_out() -> None:
+    rng = np.random.default_rng(8)
+    pixels = rng.normal(50, 5, (60, 60)).astype(np.float32)
+    mask = np.zeros(pixels.shape, dtype=np.uint8)
+    clean = annulus_background(pixels, mask, [30.0], [30.0], inner_px=5, outer_px=20)
+    mask[:, 33:] = MASK_BAD
+    half = annulus_background(pixels, mask, [30.0], [30.0], inner_px=5, outer_px=20)
+    spoilt = pixels.copy()
+    spoilt[:, 33:40], spoilt[:, 40:] = np.nan, np.inf
+    lost = annulus_background(spoilt, mask * 0, [30.0], [30.0], inner_px=5, outer_px=20)
+    assert half.n_used[0] < clean.n_used[0]
+    assert lost == half
+    mask[:] = MASK_NONLINEAR
+    assert annulus_background(pixels, mask, [30.0], [30.0], inner_px=5, outer_px=20) == clean
+
+
+def test_too_few_pixels_are_nan_with_their_number() -> None:
+    pixels = np.ones((9, 9), dtype=np.float32)
+    mask = np.zeros(pixels.shape, dtype=np.uint8)
+    rings = annulus_background(pixels, mask, [4.0, np.nan, 900.0, 4.0], [4.0, 4.0, 4.0, np.inf],
+                               inner_px=1.0, outer_px=2.5)  # fmt: skip
+    assert_array_equal(rings.n_used, [20, 0, 0, 0])
+    assert_array_equal(rings.level_e, [1.0, np.nan, np.nan, np.nan])
+    few = annulus_background(pixels, mask, [4.0], [4.0], inner_px=1, outer_px=2.5, min_pixels=21)
+    assert np.isnan([few.level_e, few.error_e, few.rms_e]).all()
+    assert few.n_used[0] == 20
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    x=st.floats(-1e6, 1e6) | st.floats(-5, 25),
+    y=st.floats(-30, 50),
+    inner=st.floats(0, 20),
+    width=st.floats(0.01, 20),
+    value=st.sampled_from([0.0, -3.5, 1e30, np.nan]),
+)
+def test_a_constant_frame_gives_its_value_or_nan(
+    x: float, y: float, inner: float, width: float, value: float
+) -> None:
+    pixels = np.full((17, 21), value, dtype=np.float32)
+    mask = np.zeros(pixels.shape, dtype=np.uint8)
+    rings = annulus_background(pixels, mask, [x], [y], inner_px=inner, outer_px=inner + width)
+    j, i = np.indices(pixels.shape)
+    d2 = (i - x) ** 2 + (j - y) ** 2
+    inside = np.count_nonzero((d2 >= inner**2) & (d2 < (inner + width) ** 2))
+    expected = 0 if np.isnan(value) else inside
+    assert rings.n_used[0] == expected
+    assert_array_equal(rings.level_e[0], np.float32(value) if expected >= 20 else np.nan)
+
+
+def test_no_stars_any_layout_and_refusals() -> None:
+    pixels = np.random.default_rng(9).normal(0, 1, (40, 40)).astype(np.float32)
+    mask = np.zeros(pixels.shape, dtype=np.uint8)
+    pixels.flags.writeable = False
+    assert annulus_background(pixels, mask, [], [], inner_px=3, outer_px=9).level_e.shape == (0,)
+    expected = annulus_background(pixels, mask, [20.0], [20.0], inner_px=3, outer_px=9)
+    swapped = annulus_background(pixels.astype(">f4"), mask, [20.0], [20.0], inner_px=3, outer_px=9)
+    assert swapped == expected
+    for inner, outer in ((5.0, 5.0), (-1.0, 5.0), (2.0, np.inf), (np.nan, 5.0)):
+        with pytest.raises(ValueError, match="annulus"):
+            annulus_background(pixels, mask, [20.0], [20.0], inner_px=inner, outer_px=outer)
+    with pytest.raises(ValueError, match="clip_sigma"):
+        annulus_background(pixels, mask, [2.0], [2.0], inner_px=3, outer_px=9, clip_sigma=0.0)
