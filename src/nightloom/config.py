@@ -104,7 +104,7 @@ class PhotometrySection(Section):
     max_stars: int = Field(200, ge=1)
     centroid: Literal["windowed", "quadratic", "none"] = "windowed"
     detection_sigma: float = Field(5.0, gt=0)
-    max_elongation: float = Field(1.6, gt=1)
+    max_elongation: float = Field(2.5, gt=1)
     min_matched: int = Field(5, ge=3)
 
     @field_validator("radii_fwhm", "radii_px")

@@ -258,4 +258,4 @@ def test_noise_of_cut_pixels_is_that_of_their_squared_weights() -> None:
                 CircularAperture((x, y), radius).to_mask(method="exact").to_image(pixels.shape)
             )
             assert_allclose(sums.noise_area_px[0, k], np.sum(weights**2), rtol=0.04)
-            assert_allclose(sums.noise_flux_e[0, k], np.sum(weights**2 * pixels), rtol=0.04)
+            assert_allclose(sums.noise_flux_e[0, k], np.sum(weights**2 * pixels), rtol=0.06)

@@ -155,7 +155,7 @@ def test_two_runs_and_any_order_of_the_catalogue_agree_to_the_bit():
     assert solve_at(x, y, mixed, 0.0, 5.1) == first
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_an_unrelated_catalogue_is_refused(seed):
     rng = np.random.default_rng(seed)
     wcs = tan_wcs(50.0, 20.0, 10.0)

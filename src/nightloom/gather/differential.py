@@ -22,10 +22,12 @@ from nightloom.store.encodings import read_arrays, read_attributes, write_store
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-ENSEMBLE_VERSION = 1
-# An epoch with one of these serves nobody as comparison and decides nothing.
+ENSEMBLE_VERSION = 2
+# A star with one of these is no comparison at that epoch; a frame with one decides nothing.
 UNUSABLE_STAR = BITS["saturated"] | BITS["nonlinear"] | BITS["cosmic_ray"] | BITS["background_poor"]
-UNUSABLE_FRAME = BITS["not_measured"] | BITS["excluded"] | BITS["trailed"] | BITS["low_match"]
+POOR_FRAME = (
+    BITS["not_measured"] | BITS["excluded"] | BITS["trailed"] | BITS["low_match"] | BITS["cloudy"]
+)
 
 _FIELD_NAMES = (
     "flux", "flux_err", "flags", "clean_radius_px", "frame_flags", "aperture_radius_px",
@@ -93,8 +95,8 @@ def make_ensemble(job: EnsembleJob, work: Path, _: list[Any]) -> Made:
     names = {*_FIELD_NAMES, *names_in(job.settings.exclude)}
     columns = read_arrays(job.field, sorted(names))
     flags = _flags(columns, job.settings.exclude)
-    usable = flags & np.uint32(UNUSABLE_STAR | UNUSABLE_FRAME) == 0
-    good_frame = columns["frame_flags"] & np.uint32(BITS["cloudy"]) == 0
+    usable = flags & np.uint32(UNUSABLE_STAR) == 0
+    good_frame = (flags & np.uint32(POOR_FRAME) == 0).all(axis=1)
     unclean = _mask_unclean(columns)
     targets = np.isin(np.arange(usable.shape[1]), job.settings.targets)
     best = best_curves(

@@ -134,7 +134,8 @@ def _sum_stars(
             total = flux + partial[0, k] if good > 0.0 else np.nan
             sums[0, star, k] = total
             sums[1, star, k], sums[2, star, k], sums[3, star, k] = good, bad, out
-            sums[4, star, k], sums[5, star, k] = total - partial[3, k], good - partial[4, k]
+            sums[4, star, k] = total - partial[3, k]
+            sums[5, star, k] = max(good - partial[4, k], 0.0)
 
 
 @njit(nogil=True, cache=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nightloom.image import peaks, sources
 from nightloom.image.calibrate import Mask, Pixels, as_mask, as_pixels
 from nightloom.image.peaks import UNUSABLE, Floats, Mesh
+from nightloom.image.saturation import saturated_groups
 
 _SAMPLES = 1024  # pixels of a box that are looked at: its median is then good to 0.04 sigma
 _LEAST_GOOD = 0.25  # of a box's pixels, else it is filled from its neighbours
@@ -75,10 +76,11 @@ def background_mesh(pixels_e: NDArray[Any], mask: NDArray[Any], *, box_px: int =
     samples = _sample(as_pixels(pixels_e), as_mask(mask), edges_y, edges_x, stride)
     samples.sort(axis=1)
     shape = (len(edges_y) - 1, len(edges_x) - 1)
-    level, noise = _box_statistics(samples)
+    box_level, scatter = _box_statistics(samples)
+    level = _smooth(_fill(box_level.reshape(shape)), True)
     return Background(
-        level=_smooth(_fill(level.reshape(shape)), True),
-        noise=_smooth(_fill(noise.reshape(shape)), False),
+        level=level,
+        noise=_smooth(_fill(_without_slope(scatter.reshape(shape), level)), False),
         x_px=(np.arange(shape[1]) + 0.5) * nx / shape[1] - 0.5,
         y_px=(np.arange(shape[0]) + 0.5) * ny / shape[0] - 0.5,
         box_px=box_px,
@@ -137,7 +139,7 @@ def detect(
         frame, flags, mesh = as_pixels(pixels_e), as_mask(mask), _mesh(background)
         taps = peaks.gaussian_taps(fwhm_px)
         found = peaks.find_peaks(frame, flags, mesh, taps, threshold_sigma)
-        groups = sources.saturated_groups(frame, flags, mesh)
+        groups = saturated_groups(frame, flags, mesh)
         stars = sources.measure(frame, flags, mesh, found, taps, fwhm_px, threshold_sigma, groups)
         stars = stars[np.argsort(-stars[:, sources.FLUX], kind="stable")]
         stars = stars[sources.stand_out(frame, flags, mesh, stars, taps, fwhm_px, threshold_sigma)]
@@ -181,6 +183,19 @@ def _mesh(background: Background) -> Mesh:
         float(y[0]),
         float(y[1] - y[0]) if len(y) > 1 else 1.0,
     )
+
+
+def _without_slope(scatter: Pixels, level: Pixels) -> Pixels:
+    """Scatter in each box without what the slope of the level adds to it.
+
+    A plane that rises by d across a box scatters by d / sqrt(12).
+    """
+    variance = scatter.astype(np.float64) ** 2
+    slope = np.zeros_like(variance)
+    for axis in range(2):
+        if level.shape[axis] > 1:
+            slope += np.gradient(level.astype(np.float64), axis=axis) ** 2 / 12.0
+    return np.sqrt(np.maximum(variance - slope, 0.05 * variance)).astype(np.float32)
 
 
 def _index(position_px: Floats, centres_px: Floats) -> Floats:

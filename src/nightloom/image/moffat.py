@@ -15,7 +15,7 @@ _TABLE = 256  # radii at which the profile is computed, others lie between
 _GAUSS_POINT = 0.5 / math.sqrt(3)  # two points a side integrate a pixel to third order
 _MIN_INVERSE_BETA, _MAX_INVERSE_BETA = 0.02, 0.8
 _MAX_FITS = 40
-_RESCALED = 4  # fits that renew the stars' scatter; it is settled then
+_RESCALED = 3  # fits that renew the stars' scatter; it is settled then
 
 
 @njit(nogil=True, cache=True)

@@ -4,124 +4,24 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from nightloom.image.calibrate import MASK_SATURATED, Mask, Pixels
+from nightloom.image.calibrate import Mask, Pixels
 from nightloom.image.peaks import UNUSABLE, Floats, Ints, Mesh, filter_gain, level_at, noise_at
-
-# Saturated pixels as sorted y * nx + x, the group of each; x, y, size and light of each group.
-Groups: TypeAlias = tuple[Ints, Ints, Floats, Floats, Ints, Floats]
+from nightloom.image.saturation import Groups, nearest_group
 
 X, Y, FLUX, PEAK, SNR, ELONGATION, SHARPNESS, GROUP = range(8)  # columns of a star
 N_COLUMNS = 8
 
 _SHARP = 0.16  # neighbours over the brightest pixel; 0.24 in a centred star of FWHM 1.2 px
-_MOST_SHARP_PIXELS = 16  # of one hit of a cosmic ray
+_MOST_ROUNDS_OF_SHARP = 8
 _WINDOW_ROUNDS = 10
 _LARGEST_SHIFT_PX = 2.0
 _CENTRED_PX = 0.002
-_REACH_FWHM = 8.0  # how far the light of a brighter star is looked at
+_REACH_FWHM = 5.0  # how far the light of a brighter star is looked at; twice if saturated
 _LEAST_PROMINENCE = 0.05  # of the light of the brighter star on which a fainter one stands
-
-
-@njit(nogil=True, cache=True)
-def saturated_groups(frame: Pixels, flags: Mask, mesh: Mesh) -> Groups:
-    """Saturated pixels that touch, also at corners, are one group (union by the first pixel)."""
-    ny, nx = frame.shape
-    keys = np.empty(_count_saturated(flags), dtype=np.int64)
-    n = 0
-    for y in range(ny):
-        marks = flags[y]
-        for x in range(nx):
-            if marks[x] & MASK_SATURATED and not marks[x] & UNUSABLE:
-                keys[n] = y * nx + x
-                n += 1
-        if n == len(keys):
-            break
-    keys = keys[:n]
-    parent = np.arange(n)
-    behind = 0
-    for k in range(n):
-        if k > 0 and keys[k - 1] == keys[k] - 1 and keys[k] % nx:
-            _unite(parent, k - 1, k)
-        while keys[behind] < keys[k] - nx - 1:
-            behind += 1
-        other = behind
-        while other < k and keys[other] <= keys[k] - nx + 1:
-            if abs(keys[other] % nx - keys[k] % nx) <= 1:
-                _unite(parent, other, k)
-            other += 1
-    groups: Groups = _group_sums(frame, mesh, keys, parent)
-    return groups
-
-
-@njit(nogil=True, cache=True)
-def _count_saturated(flags: Mask) -> int:
-    total = 0
-    for y in range(len(flags)):
-        marks = flags[y]
-        for x in range(len(marks)):
-            total += (marks[x] & MASK_SATURATED) != 0
-    return total
-
-
-@njit(nogil=True, cache=True)
-def _root(parent: Ints, k: int) -> int:
-    while parent[k] != k:
-        parent[k] = parent[parent[k]]
-        k = parent[k]
-    return k
-
-
-@njit(nogil=True, cache=True)
-def _unite(parent: Ints, a: int, b: int) -> None:
-    first, second = _root(parent, a), _root(parent, b)
-    parent[max(first, second)] = min(first, second)
-
-
-@njit(nogil=True, cache=True)
-def _group_sums(frame: Pixels, mesh: Mesh, keys: Ints, parent: Ints) -> Groups:
-    n, nx = len(keys), frame.shape[1]
-    group = np.empty(n, dtype=np.int64)
-    x, y, light = np.zeros(n), np.zeros(n), np.zeros(n)
-    size = np.zeros(n, dtype=np.int64)
-    for k in range(n):
-        root = _root(parent, k)
-        group[k] = root
-        size[root] += 1
-        x[root] += keys[k] % nx
-        y[root] += keys[k] // nx
-        light[root] += frame[keys[k] // nx, keys[k] % nx] - level_at(
-            mesh, np.float64(keys[k] % nx), np.float64(keys[k] // nx)
-        )
-    for k in range(n):
-        if size[k]:
-            x[k] /= size[k]
-            y[k] /= size[k]
-    return keys, group, x, y, size, light
-
-
-@njit(nogil=True, cache=True)
-def _nearest_group(flags: Mask, groups: Groups, x0: int, y0: int, radius_px: float) -> int:
-    """Group of the saturated pixel nearest to (x0, y0) within the radius; -1: none."""
-    keys, group = groups[0], groups[1]
-    ny, nx = flags.shape
-    reach = int(radius_px)
-    nearest, least = -1, radius_px * radius_px
-    if len(keys) == 0:
-        return -1
-    for y in range(max(0, y0 - reach), min(ny, y0 + reach + 1)):
-        for x in range(max(0, x0 - reach), min(nx, x0 + reach + 1)):
-            far = (x - x0) ** 2 + (y - y0) ** 2
-            marks = flags[y, x]
-            if marks & MASK_SATURATED and not marks & UNUSABLE and far <= least:
-                least = far - 1e-9
-                nearest = group[np.searchsorted(keys, y * nx + x)]
-    return nearest
 
 
 @njit(nogil=True, cache=True)
@@ -164,22 +64,53 @@ def _neighbour_part(cut: Floats, y: int, x: int) -> float:
 
 
 @njit(nogil=True, cache=True)
-def _take_out_sharp(cut: Floats) -> int:
-    """Replace pixels too sharp for a star by the median of their neighbours; how many."""
+def _take_out_sharp(cut: Floats, reach: int, least: float) -> None:
+    """Replace pixels above `least` too sharp for a star by the median of their neighbours.
+
+    Again and again, since a track of a cosmic ray is eaten up from its ends.
+    """
+    half = len(cut) // 2
+    reach = min(reach, half - 1)
     near = np.empty(8)
-    for n in range(_MOST_SHARP_PIXELS):
-        y, x = _brightest(cut, 2)
-        if cut[y, x] <= 0 or _neighbour_part(cut, y, x) >= _SHARP:
-            return n
-        k = 0
-        for dy in range(-1, 2):
-            for dx in range(-1, 2):
-                if dx or dy:
-                    near[k] = cut[y + dy, x + dx]
-                    k += 1
-        near.sort()
-        cut[y, x] = min(0.5 * (near[3] + near[4]), 0.5 * cut[y, x])
-    return _MOST_SHARP_PIXELS
+    for _ in range(_MOST_ROUNDS_OF_SHARP):
+        taken = False
+        for y in range(half - reach, half + reach + 1):
+            for x in range(half - reach, half + reach + 1):
+                if cut[y, x] <= least or _neighbour_part(cut, y, x) >= _SHARP:
+                    continue
+                k = 0
+                for dy in range(-1, 2):
+                    for dx in range(-1, 2):
+                        if dx or dy:
+                            near[k] = cut[y + dy, x + dx]
+                            k += 1
+                near.sort()
+                cut[y, x] = min(0.5 * (near[3] + near[4]), 0.5 * cut[y, x])
+                taken = True
+        if not taken:
+            break
+
+
+@njit(nogil=True, cache=True)
+def _pedestal(cut: Floats, inner_px: float, outer_px: float) -> float:
+    """Light per pixel on which the centre of a square stands: mean of a ring, clipped twice."""
+    half = len(cut) // 2
+    mean, reach = 0.0, np.inf
+    for _ in range(3):
+        n, first, second = 0, 0.0, 0.0
+        for j in range(len(cut)):
+            for i in range(len(cut)):
+                far = (i - half) ** 2 + (j - half) ** 2
+                if inner_px * inner_px <= far <= outer_px * outer_px:
+                    value = cut[j, i] - mean
+                    if abs(value) <= reach:
+                        n += 1
+                        first += value
+                        second += value * value
+        if n == 0:
+            break
+        mean, reach = mean + first / n, 2.0 * np.sqrt(max(0.0, second / n - (first / n) ** 2))
+    return mean
 
 
 @njit(nogil=True, cache=True)
@@ -204,35 +135,53 @@ def _window(offset: float, sigma_px: float, weights: Floats) -> None:
 
 
 @njit(nogil=True, cache=True)
+def _window_mean(
+    near: Floats, x: float, y: float, sigma_px: float, across: Floats, down: Floats
+) -> tuple[float, float, float]:
+    """Light under a Gaussian window at (x, y) from the centre, and its mean offset from there."""
+    half = len(near) // 2
+    _window(x, sigma_px, across)
+    _window(y, sigma_px, down)
+    total, mx, my = 0.0, 0.0, 0.0
+    for j in range(len(near)):
+        line, moment = 0.0, 0.0
+        for i in range(len(near)):
+            light = across[i] * near[j, i]
+            line += light
+            moment += light * (i - half)
+        total += down[j] * line
+        mx += down[j] * moment
+        my += down[j] * line * (j - half)
+    if total <= 0:
+        return total, 0.0, 0.0
+    return total, mx / total - x, my / total - y
+
+
+@njit(nogil=True, cache=True)
 def _centre(cut: Floats, sigma_px: float) -> tuple[float, float]:
     """Windowed centroid from the centre of a square; the centre where it strays.
 
-    Source: SExtractor's XWIN_IMAGE (Bertin): steps of twice the windowed mean.
+    Steps are twice the windowed mean at first, right where the star is as wide as the window;
+    then the ratio of two steps tells what is right for this star.
+    Source: SExtractor's XWIN_IMAGE (Bertin); Aitken's delta squared.
     """
     half = len(cut) // 2
     reach = min(half, int(np.ceil(3.0 * sigma_px)))
     near = cut[half - reach : half + reach + 1, half - reach : half + reach + 1]
     across, down = np.empty(len(near)), np.empty(len(near))
-    x, y = 0.0, 0.0
-    for _ in range(_WINDOW_ROUNDS):
-        _window(x, sigma_px, across)
-        _window(y, sigma_px, down)
-        total, mx, my = 0.0, 0.0, 0.0
-        for j in range(len(near)):
-            line, moment = 0.0, 0.0
-            for i in range(len(near)):
-                light = across[i] * near[j, i]
-                line += light
-                moment += light * (i - reach - x)
-            total += down[j] * line
-            mx += down[j] * moment
-            my += down[j] * line * (j - reach - y)
-        if total <= 0:
+    x, y, gain = 0.0, 0.0, 2.0
+    last_x, last_y = 0.0, 0.0
+    for turn in range(_WINDOW_ROUNDS):
+        total, mx, my = _window_mean(near, x, y, sigma_px, across, down)
+        last = last_x * last_x + last_y * last_y
+        if turn > 0 and last > 0:
+            ratio = gain * (mx * last_x + my * last_y) / last
+            gain = min(max(gain / (1.0 - min(ratio, 0.7)), 1.0), 6.0)
+        last_x, last_y = gain * mx, gain * my
+        x, y = x + last_x, y + last_y
+        if total <= 0 or not (abs(x) <= _LARGEST_SHIFT_PX and abs(y) <= _LARGEST_SHIFT_PX):
             return 0.0, 0.0
-        x, y = x + 2.0 * mx / total, y + 2.0 * my / total
-        if not (abs(x) <= _LARGEST_SHIFT_PX and abs(y) <= _LARGEST_SHIFT_PX):
-            return 0.0, 0.0
-        if 4.0 * (mx * mx + my * my) < (_CENTRED_PX * total) ** 2:
+        if last_x * last_x + last_y * last_y < _CENTRED_PX * _CENTRED_PX:
             break
     return x, y
 
@@ -287,8 +236,8 @@ def measure(
     groups: Groups,
 ) -> Floats:
     """Stars [star, column] of those peaks that are none of hot pixels and cosmic rays."""
-    reach_px = 1.5 * fwhm_px
-    half = max(len(taps) - 1, int(np.ceil(reach_px)) + 2, 3)
+    reach_px, ring_px = 1.5 * fwhm_px, 2.5 * fwhm_px
+    half = max(len(taps) - 1, int(np.ceil(ring_px)), 3)
     cut = np.empty((2 * half + 1, 2 * half + 1))
     stars = np.empty((len(found), N_COLUMNS))
     sigma_px = fwhm_px / 2.3548
@@ -297,8 +246,14 @@ def measure(
     for k in range(len(found)):
         x0, y0 = found[k, 0], found[k, 1]
         _cut(frame, flags, mesh, x0, y0, cut)
-        _take_out_sharp(cut)
-        snr = _filtered(cut, taps) / (gain * noise_at(mesh, np.float64(x0), np.float64(y0)))
+        noise = noise_at(mesh, np.float64(x0), np.float64(y0))
+        _take_out_sharp(cut, len(taps) - 1, threshold_sigma * noise)
+        group = nearest_group(flags, groups, x0, y0, fwhm_px)
+        if group < 0:
+            light = _pedestal(cut, reach_px, ring_px)
+            cut -= light
+            noise = np.sqrt(noise * noise + max(light, 0.0))
+        snr = _filtered(cut, taps) / (gain * noise)
         if not snr > threshold_sigma:
             continue
         x, y = _centre(cut, sigma_px)
@@ -310,7 +265,6 @@ def measure(
         star[SNR] = snr
         star[ELONGATION] = _elongation(cut, x, y, sigma_px)
         star[SHARPNESS] = 1.0 - _neighbour_part(cut, row, column)
-        group = _nearest_group(flags, groups, x0, y0, fwhm_px)
         star[GROUP] = group
         if group >= 0:
             star[FLUX] = max(star[FLUX], groups[5][group])
@@ -381,14 +335,15 @@ def stand_out(
     """
     threshold = threshold_sigma * filter_gain(taps)
     keep = np.ones(len(stars), dtype=np.bool_)
-    reach_px = _REACH_FWHM * fwhm_px
+    x, y = stars[:, X].copy(), stars[:, Y].copy()
+    reach = np.where(stars[:, GROUP] >= 0, 2.0, 1.0) * _REACH_FWHM * fwhm_px
     for k in range(len(stars)):
         star = stars[k]
-        top = star[SNR] * filter_gain(taps) * noise_at(mesh, star[X], star[Y])
+        top = _light_at(frame, flags, mesh, int(np.round(star[X])), int(np.round(star[Y])), taps)
         for other in range(k):
-            dx, dy = abs(star[X] - stars[other, X]), abs(star[Y] - stars[other, Y])
+            dx, dy = abs(x[k] - x[other]), abs(y[k] - y[other])
             same = star[GROUP] >= 0 and star[GROUP] == stars[other, GROUP]
-            if not keep[other] or (dx * dx + dy * dy > reach_px * reach_px and not same):
+            if not keep[other] or (dx * dx + dy * dy > reach[other] ** 2 and not same):
                 continue
             if same or not _parted(
                 frame, flags, mesh, star, stars[other], taps, 0.5 * fwhm_px, top, threshold
@@ -402,9 +357,10 @@ def stand_out(
 def near_another(stars: Floats, radius_px: float) -> NDArray[np.bool_]:
     """Which stars have another within the radius."""
     near = np.zeros(len(stars), dtype=np.bool_)
+    x, y = stars[:, X].copy(), stars[:, Y].copy()
     for k in range(len(stars)):
         for other in range(k):
-            dx, dy = stars[k, X] - stars[other, X], stars[k, Y] - stars[other, Y]
+            dx, dy = x[k] - x[other], y[k] - y[other]
             if dx * dx + dy * dy <= radius_px * radius_px:
                 near[k] = near[other] = True
     return near

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from nightloom.image.calibrate import (
     MASK_SATURATED,
 )
 from nightloom.image.centroid import Centroids, quadratic, windowed
+from nightloom.image.repair import repair
 from nightloom.image.stars import StarPixels, blended, peaks_and_clean_radius
 from nightloom.plan.recipes import PlannedFrame
 from nightloom.reduce.detection import Exposure, Sight, expose, look, place
@@ -161,6 +163,8 @@ def _measure(
     settings: PhotometrySection,
 ) -> Row:  # fmt: skip
     fwhm_px = sight.psf.fwhm_px if sight.psf.n_stars else stars.fwhm_px
+    mask_before = exposure.mask
+    exposure = replace(exposure, mask=repair(exposure.pixels_e, exposure.mask))
     positions = _centroids(exposure, placed, stars, settings, fwhm_px)
     x, y = positions.x_px, positions.y_px
     radii_px = np.concatenate([np.array(settings.radii_fwhm) * fwhm_px, settings.radii_px])
@@ -170,10 +174,12 @@ def _measure(
     )  # fmt: skip
     sums = aperture_sums(exposure.pixels_e, exposure.mask, x, y, radii_px)
     flux = sums.flux_e - sums.area_px * annuli.level_e[:, None]
-    marks = peaks_and_clean_radius(
-        exposure.raw, exposure.mask, x, y, fwhm_px=fwhm_px,
+    look_at = partial(
+        peaks_and_clean_radius, exposure.raw, x_px=x, y_px=y, fwhm_px=fwhm_px,
         flag_radius_px=FLAG_RADIUS_FWHM * fwhm_px, max_radius_px=float(radii_px.max()),
     )  # fmt: skip
+    marks = look_at(mask=mask_before)
+    clean_radius_px = look_at(mask=exposure.mask).clean_radius_px
     ny, nx = exposure.pixels_e.shape
     middle_x, middle_y = (nx - 1) / 2, (ny - 1) / 2
     centre_x, centre_y = alignment.apply(placed.matrix, np.array([middle_x]), np.array([middle_y]))
@@ -184,14 +190,14 @@ def _measure(
     flux[~(inside_px > 0)] = np.nan
     return _known(item.frame) | {
         "flux": flux.astype(np.float32),
-        "flux_err": _errors(sums, annuli, exposure).astype(np.float32),
+        "flux_err": _errors(sums, annuli, exposure, fwhm_px).astype(np.float32),
         "x": x,
         "y": y,
         "background": annuli.level_e.astype(np.float32),
         "background_err": annuli.error_e.astype(np.float32),
         "peak": marks.peak_adu,
         "flags": flags,
-        "clean_radius_px": marks.clean_radius_px,
+        "clean_radius_px": clean_radius_px,
         "fwhm_px": fwhm_px if sight.psf.n_stars else float("nan"),
         "elongation": sight.psf.elongation,
         "shift_x_px": float(centre_x[0]) - middle_x,
@@ -227,17 +233,22 @@ def _centroids(
     )
 
 
-def _errors(sums: ApertureSums, annuli: Annuli, exposure: Exposure) -> NDArray[np.float64]:
+def _errors(
+    sums: ApertureSums, annuli: Annuli, exposure: Exposure, fwhm_px: float
+) -> NDArray[np.float64]:
     """Flux errors by the CCD equation, or by the sky's scatter where its terms are unknown."""
+    # The flat's error is of one pixel; a star averages over its noise-equivalent area, which is
+    # 4 pi sigma^2 of a Gaussian (King 1983, PASP 95, 163).
+    flat_err = exposure.flat_err / np.sqrt(4 * np.pi * (fwhm_px / 2.3548) ** 2)
     if exposure.gain_assumed or not np.isfinite(exposure.read_noise_e):
         return flux_errors_from_rms(
             sums, background_e=annuli.level_e, background_err_e=annuli.error_e,
-            rms_e=annuli.rms_e, flat_err=exposure.flat_err,
+            rms_e=annuli.rms_e, flat_err=flat_err,
         )  # fmt: skip
     return flux_errors(
         sums, background_e=annuli.level_e, background_err_e=annuli.error_e,
         read_noise_e=exposure.read_noise_e, gain_e_per_adu=exposure.gain_e_per_adu,
-        dark_e=exposure.dark_e, flat_err=exposure.flat_err,
+        dark_e=exposure.dark_e, flat_err=flat_err,
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ from nightloom.store.encodings import read_attributes, write_store
 from nightloom.store.products import current
 from nightloom.store.provenance import provenance
 
-REFERENCE_VERSION = 1
+REFERENCE_VERSION = 2
 MIN_QUALITY = 0.4  # of the best frame's, to enter the stack
 TRIED_AS_REFERENCE = 5
 CLIP_SIGMA = 4.0
@@ -128,7 +128,7 @@ def spread(items: Sequence[CalibratedFrame], most: int) -> tuple[CalibratedFrame
 def measure_candidate(
     item: CalibratedFrame, *, photometry: PhotometrySection, trim_px: int
 ) -> Candidate:
-    """Quality of one frame: stars seen, over their width; none where it is trailed or unusable."""
+    """Quality of one frame: stars seen, over their longer width; none where it is unusable."""
     nothing = np.zeros((0, 2))
     try:
         exposure = expose(
@@ -146,7 +146,7 @@ def measure_candidate(
     if sight.psf.elongation > photometry.max_elongation:
         why = f"{item.frame.path}: elongation {sight.psf.elongation:.2f}"
         return Candidate(item, 0.0, sight.psf.fwhm_px, xy, why)
-    quality = len(sight.stars.x_px) / sight.psf.fwhm_px
+    quality = len(sight.stars.x_px) / (sight.psf.fwhm_px * sight.psf.elongation)
     return Candidate(item, quality, sight.psf.fwhm_px, xy)
 
 

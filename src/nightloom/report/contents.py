@@ -132,13 +132,11 @@ def read_contents(paths: PagePaths, *, night: str) -> Contents:
         raise ProductError(
             where=str(facts["product"]), why="what it was made of is gone", do="run makes it again"
         )
-    star, aperture = int(facts["star"]), int(facts["aperture"])
-    columns = read_columns(paths, night=night)
-    some = columns.pop("some")
+    star = int(facts["star"])
+    columns, some = read_columns(paths, night=night)
     weight = read_arrays(paths.lightcurve, ["weight"])["weight"]
     apertures = read_arrays(paths.field, ["aperture_radius_px", "radius_px"])
     radii = apertures["aperture_radius_px"][some]
-    columns["aperture_px"] = radii[:, aperture]
     scatter = read_arrays(paths.ensemble, ["scatter"])["scatter"]
     reference, row = _reference(paths, n_stars=len(weight), star=star)
     plate = None if paths.plate is None else plate_of(paths.plate)
@@ -158,8 +156,8 @@ def read_contents(paths: PagePaths, *, night: str) -> Contents:
     )
 
 
-def read_columns(paths: PagePaths, *, night: str) -> dict[str, NDArray[Any]]:
-    """The light curve's columns and its frames', [time]; `some`: which of all times these are.
+def read_columns(paths: PagePaths, *, night: str) -> tuple[dict[str, NDArray[Any]], Bools]:
+    """The light curve's columns and its frames', [time]; and which of all times these are.
 
     Raises ProductError: the joined store that the light curve was made of is gone.
     """
@@ -170,7 +168,7 @@ def read_columns(paths: PagePaths, *, night: str) -> dict[str, NDArray[Any]]:
     columns = read_arrays(paths.lightcurve, _OF_CURVE) | read_arrays(paths.field, _OF_FRAMES)
     columns["night"] = columns["night"].astype(str)
     some = columns["night"] == night if night else np.ones(len(columns["night"]), dtype=bool)
-    return {name: values[some] for name, values in columns.items()} | {"some": some}
+    return {name: values[some] for name, values in columns.items()}, some
 
 
 def times_of(columns: dict[str, NDArray[Any]]) -> tuple[Floats, str]:

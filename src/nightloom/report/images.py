@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from numpy.typing import NDArray
@@ -91,7 +92,7 @@ def field_image(
         )  # fmt: skip
     chosen = np.flatnonzero(weight > 0)
     share = np.sqrt(weight[chosen] / max(float(weight.max(initial=0.0)), 1e-12))
-    ink = [(BLUE, float(alpha)) for alpha in 0.35 + 0.65 * share]
+    ink = [to_rgba(BLUE, float(alpha)) for alpha in 0.35 + 0.65 * share]
     panel.scatter(
         reference.x[chosen], reference.y[chosen], s=40 + 110 * share, facecolors="none",
         edgecolors=ink, linewidths=(0.9 + 1.1 * share).tolist(),

@@ -34,13 +34,12 @@ def make_index(job: IndexJob, work: Path, _: list[Any]) -> Made:
         return Made(outcome="empty", reason="no night is joined yet: there is nothing to list")
     curves = [_curve(product, paths) for product, paths in job.pages]
     nights = _nights(job.fields)
+    missing = Table("Targets without a light curve", ("light curve", "why"), [*job.missing])
     n = len(curves)
     values = {
         "lead": f"{n} light curve{'' if n == 1 else 's'}; {len(nights.rows)} nights of a field "
         "and filter.",
-        "curves": curves,
-        "missing": Table("Targets without a light curve", ("light curve", "why"), [*job.missing]),
-        "nights": nights,
+        "sections": [*curves, missing, nights],
         "software": tables.software_text(job.attributes),
     }
     (work / "report.html").write_text(render("index.html.j2", values), encoding="utf-8")
@@ -50,9 +49,9 @@ def make_index(job: IndexJob, work: Path, _: list[Any]) -> Made:
 def _curve(product: str, paths: PagePaths) -> Table:
     """A light curve: a row for all nights and one for each."""
     facts = read_attributes(paths.lightcurve)
-    columns = read_columns(paths, night="")
+    columns, _ = read_columns(paths, night="")
     clean = (columns["flags"] == 0) & np.isfinite(columns["flux"])
-    time_d, _ = times_of(columns)
+    time_d, _scale = times_of(columns)
     place = "../" + product.removeprefix("report/").removesuffix(f"/{ALL}")
     rows: list[tuple[Cell, ...]] = []
     for night in ("", *sorted(set(columns["night"]))):

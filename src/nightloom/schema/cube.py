@@ -44,7 +44,9 @@ CUBE: tuple[Variable, ...] = (
     Variable("background_err", _TS, "float32", "electron", "error of that background"),
     Variable("peak", _TS, "float32", "adu", "highest raw pixel within 1.5 FWHM of the star"),
     Variable("flags", _TS, "uint32", "", "flags of the star in the frame; 0 is clean"),
-    Variable("clean_radius_px", _TS, "float32", "pixel", "largest radius free of edge and mask"),
+    Variable(
+        "clean_radius_px", _TS, "float32", "pixel", "largest radius free of edge and lost pixels"
+    ),
     Variable("jd_utc", _T, "float64", "d", "Julian date, UTC, of mid-exposure"),
     Variable("exposure_s", _T, "float64", "s", "exposure time"),
     Variable("airmass_center", _T, "float64", "", "airmass of the pointing at mid-exposure"),

@@ -23,13 +23,15 @@ from nightloom.sky.catalogue import Catalogue
 from nightloom.sky.tangent import Tangent, deproject, fit, header_text, middle, predict, project
 
 _MAX_DETECTIONS = 300
-_MAX_ASTERISM_STARS = 60
+_MAX_ASTERISM_STARS = 40
 _ASTERISM_PX = 1.5  # asterisms are told from chance by closeness: finer than the tolerance
 _SEARCH_DEG = 1.2
 _MANY_PLACES, _FEW_PLACES = 400, 37  # around a guess: 11 rings, 3 rings
 _SCALES_ARCSEC = (1.0, 2.0, 0.5, 4.0, 0.25, 8.0, 16.0)  # where the scale is unknown
-_LOG_CHANCE_BLIND = math.log(1e-9)  # some 10^5 hypotheses are tried in a search
-_LOG_CHANCE_HEADER = math.log(1e-3)  # one hypothesis
+_LOG_CHANCE_BLIND = math.log(1e-9)  # many hypotheses were tried
+_LOG_CHANCE_REFINED = math.log(1e-6)  # one, but bent to what matches
+_LOG_CHANCE_KEPT = math.log(1e-3)  # one
+_LEAST_SHARE = 0.3  # of the stars or detections, of which there are fewer, for a header kept
 _IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 Floats = NDArray[np.float64]
@@ -68,10 +70,7 @@ class _Field:
     nx: int
     tolerance_arcsec: float
     min_matched: int
-
-    @property
-    def half_diagonal_px(self) -> float:
-        return 0.5 * math.hypot(self.nx, self.ny)
+    half_diagonal_px: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +91,7 @@ class _Match:
     pairs: NDArray[np.int64]
     distance_px: Floats
     n_stars: int
+    share: float
     log_chance: float
 
 
@@ -126,6 +126,7 @@ def solve(
         nx=nx,
         tolerance_arcsec=tolerance_arcsec,
         min_matched=min_matched,
+        half_diagonal_px=0.5 * math.hypot(nx, ny),
     )
     if field.ra_deg.size == 0:
         return PlateRefusal("the catalogue is empty")
@@ -148,7 +149,7 @@ def from_header(header_wcs: str, *, ny: int, nx: int) -> Plate | PlateRefusal:
     wcs = _celestial(header_wcs)
     if isinstance(wcs, PlateRefusal):
         return wcs
-    return _header_plate(header_wcs, wcs, ny=ny, nx=nx, n_matched=0, rms_arcsec=math.nan)
+    return _header_plate(header_wcs, wcs, ny, nx, np.empty(0))
 
 
 def to_pixels(plate: Plate, ra_deg: ArrayLike, dec_deg: ArrayLike) -> tuple[Floats, Floats]:
@@ -196,37 +197,29 @@ def _by_header(field: _Field, header_wcs: str) -> Plate | PlateRefusal:
     wcs = _celestial(header_wcs)
     if isinstance(wcs, PlateRefusal):
         return wcs
-    predicted = np.stack(_world_to_pixels(wcs, field.ra_deg, field.dec_deg), axis=1)
+    predicted = np.column_stack(_world_to_pixels(wcs, field.ra_deg, field.dec_deg))
     scale = 3600.0 * math.sqrt(abs(float(np.linalg.det(wcs.pixel_scale_matrix))))
-    plain = wcs.wcs.ctype[0].endswith("-TAN") and wcs.sip is None and not wcs.has_distortion
-    if plain:
-        refined = _refine(field, predicted, scale, free_stars=0, limit=_LOG_CHANCE_HEADER)
+    radius_px = _radius_px(field, scale)
+    if wcs.wcs.ctype[0].endswith("-TAN") and not wcs.has_distortion:
+        found = _match(field, predicted, 3.0 * radius_px, free_stars=0)
+        refined = _refine(field, found, free_stars=0, limit=_LOG_CHANCE_REFINED)
         if isinstance(refined, Plate):
             return refined
-    found = _match(field, predicted, _radius_px(field, scale), free_stars=0)
-    if found.log_chance > _LOG_CHANCE_HEADER:
+    found = _match(field, predicted, radius_px, free_stars=0)
+    if found.log_chance > _LOG_CHANCE_KEPT or found.share < _LEAST_SHARE:
         return PlateRefusal(
-            f"the header's WCS puts {found.n_stars} catalogue stars into the frame and only "
+            f"the header's WCS puts {found.n_stars} catalogue stars into the frame and "
             f"{len(found.pairs)} of them within {field.tolerance_arcsec:g} arcsec of a detection"
         )
-    return _header_plate(
-        header_wcs,
-        wcs,
-        ny=field.ny,
-        nx=field.nx,
-        n_matched=len(found.pairs),
-        rms_arcsec=scale * _rms(found.distance_px),
-    )
+    return _header_plate(header_wcs, wcs, field.ny, field.nx, found.distance_px)
 
 
-def _header_plate(
-    header_wcs: str, wcs: Any, *, ny: int, nx: int, n_matched: int, rms_arcsec: float
-) -> Plate:
+def _header_plate(header_wcs: str, wcs: Any, ny: int, nx: int, distance_px: Floats) -> Plate:
     x, y = 0.5 * (nx - 1), 0.5 * (ny - 1)
     ra, dec = wcs.all_pix2world([x, x + 1, x], [y, y, y + 1], 0)
     xi, eta = project(ra, dec, float(ra[0]), float(dec[0]))
-    jacobian = np.array([[xi[1], xi[2]], [eta[1], eta[2]]])
-    return _plate(header_wcs, jacobian, n_matched, rms_arcsec, "header")
+    jacobian_deg = np.array([[xi[1], xi[2]], [eta[1], eta[2]]])
+    return _plate(header_wcs, jacobian_deg, distance_px, "header")
 
 
 def _by_asterisms(
@@ -317,41 +310,30 @@ def _solve_at(field: _Field, guess: _Guess, plane_deg: Floats) -> Plate | None:
         return None
     start = Tangent(guess.ra_deg, guess.dec_deg, found.matrix * pixel_deg)
     predicted = predict(start, field.ra_deg, field.dec_deg)
-    solved = _refine(field, predicted, start.scale_arcsec, free_stars=3, limit=_LOG_CHANCE_BLIND)
+    radius_px = max(_radius_px(field, start.scale_arcsec), 3.0)  # shear and distortion at corners
+    matched = _match(field, predicted, radius_px, free_stars=3)
+    solved = _refine(field, matched, free_stars=3, limit=_LOG_CHANCE_BLIND)
     return solved if isinstance(solved, Plate) else None
 
 
-def _refine(
-    field: _Field, predicted_px: Floats, scale_arcsec: float, *, free_stars: int, limit: float
-) -> Plate | PlateRefusal:
-    """Match, fit and match closer, from predicted pixels [star, 2]; believed only if unlikely."""
-    radius = 3.0 * _radius_px(field, scale_arcsec)
-    found = _match(field, predicted_px, radius, free_stars=free_stars)
+def _refine(field: _Field, found: _Match, *, free_stars: int, limit: float) -> Plate | PlateRefusal:
+    """Fit, match closer, fit again; believed only where so many matches are unlikely."""
     fitted: Tangent | None = None
     for _ in range(6):
         if len(found.pairs) < max(field.min_matched, 3):
             return PlateRefusal(f"{len(found.pairs)} matched, {field.min_matched} are needed")
-        stars = found.pairs[:, 0]
+        stars, seen = found.pairs.T
         fitted = fit(
-            field.xy_px[found.pairs[:, 1]],
-            field.ra_deg[stars],
-            field.dec_deg[stars],
-            ny=field.ny,
-            nx=field.nx,
+            field.xy_px[seen], field.ra_deg[stars], field.dec_deg[stars], ny=field.ny, nx=field.nx
         )
-        predicted_px = predict(fitted, field.ra_deg, field.dec_deg)
-        spread = 4.0 * 1.48 * float(np.median(_distances(field, predicted_px, found.pairs)))
-        radius = min(_radius_px(field, fitted.scale_arcsec), max(spread, 0.5))
-        found = _match(field, predicted_px, radius, free_stars=free_stars)
+        predicted = predict(fitted, field.ra_deg, field.dec_deg)
+        spread = 4.0 * 1.48 * float(np.median(_distances(field, predicted, found.pairs)))
+        radius_px = min(_radius_px(field, fitted.scale_arcsec), max(spread, 0.5))
+        found = _match(field, predicted, radius_px, free_stars=free_stars)
     if fitted is None or found.log_chance > limit or len(found.pairs) < field.min_matched:
         return PlateRefusal(f"{len(found.pairs)} of {found.n_stars} stars matched may be chance")
-    return _plate(
-        header_text(fitted, ny=field.ny, nx=field.nx),
-        fitted.matrix[:, :2],
-        len(found.pairs),
-        fitted.scale_arcsec * _rms(found.distance_px),
-        "catalogue",
-    )
+    header = header_text(fitted, ny=field.ny, nx=field.nx)
+    return _plate(header, fitted.matrix[:, :2], found.distance_px, "catalogue")
 
 
 def _radius_px(field: _Field, scale_arcsec: float) -> float:
@@ -372,6 +354,7 @@ def _match(field: _Field, predicted_px: Floats, radius_px: float, *, free_stars:
         pairs=pairs,
         distance_px=_distances(field, predicted_px, pairs),
         n_stars=len(stars),
+        share=len(pairs) / max(few, 1),
         log_chance=_log_tail(len(pairs) - free_stars, few - free_stars, chance),
     )
 
@@ -389,23 +372,20 @@ def _distances(field: _Field, predicted_px: Floats, pairs: NDArray[np.int64]) ->
     return np.hypot(apart[:, 0], apart[:, 1])
 
 
-def _rms(values: Floats) -> float:
-    return float(np.sqrt(np.mean(values**2)))
-
-
 def _plate(
     header: str,
     jacobian_deg: Floats,
-    n_matched: int,
-    rms_arcsec: float,
+    distance_px: Floats,
     source: Literal["catalogue", "header"],
 ) -> Plate:
     determinant = float(np.linalg.det(jacobian_deg))
+    scale_arcsec = 3600.0 * math.sqrt(abs(determinant))
+    rms_px = math.sqrt(float(np.mean(distance_px**2))) if distance_px.size else math.nan
     return Plate(
         header=header,
-        n_matched=n_matched,
-        rms_arcsec=rms_arcsec,
-        scale_arcsec=3600.0 * math.sqrt(abs(determinant)),
+        n_matched=len(distance_px),
+        rms_arcsec=scale_arcsec * rms_px,
+        scale_arcsec=scale_arcsec,
         rotation_deg=math.degrees(math.atan2(jacobian_deg[0, 1], jacobian_deg[1, 1])),
         mirrored=determinant > 0.0,
         source=source,

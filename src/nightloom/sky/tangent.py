@@ -68,11 +68,13 @@ def fit(xy_px: Floats, ra_deg: Floats, dec_deg: Floats, *, ny: int, nx: int) -> 
     """
     centre = np.array([0.5 * (nx - 1), 0.5 * (ny - 1)])
     ra0, dec0 = middle(ra_deg, dec_deg)
-    linear = np.zeros((2, 2))
-    for _ in range(5):
+    plane = np.column_stack(project(ra_deg, dec_deg, ra0, dec0))
+    linear, constant = _linear_fit(xy_px - centre, plane)
+    for _ in range(4):
+        # The fit comes last: at a pole the smallest step of the point turns its axes.
+        ra0, dec0 = deproject(float(constant[0]), float(constant[1]), ra0, dec0)
         plane = np.column_stack(project(ra_deg, dec_deg, ra0, dec0))
         linear, constant = _linear_fit(xy_px - centre, plane)
-        ra0, dec0 = deproject(float(constant[0]), float(constant[1]), ra0, dec0)
     return Tangent(ra0, dec0, np.column_stack([linear, -linear @ centre]))
 
 
