@@ -18,7 +18,7 @@ def look(raw: np.ndarray, mask: np.ndarray, x: list[float], y: list[float]) -> S
     )
 
 
-@pytest.mark.parametrize("dtype", ["u2", ">u2", "i2", ">i2", "i4", "f4", ">f4", "f8", "u1"])
+@pytest.mark.parametrize("dtype", ["u2", ">u2", ">i2", ">f4", "f8"])
 def test_peak_of_every_kind_of_raw_pixel(dtype: str) -> None:
     raw = np.full((40, 40), 3, dtype=dtype)
     raw[20, 23], raw[20, 24], raw[19, 20], raw[20, 21] = 90, 100, 80, 110

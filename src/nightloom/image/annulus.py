@@ -55,22 +55,23 @@ def annulus_background(
     x, y = star_vectors(x_px, y_px)
     if not 0 <= inner_px < outer_px < math.inf:
         raise ValueError(f"annulus needs 0 <= inner < outer, not {inner_px} to {outer_px}")
+    inner, outer = float(inner_px), float(outer_px)
     clip_sigma = positive("clip_sigma", clip_sigma)
     least = max(1, int(min_pixels))
     n_used = np.zeros(len(x), dtype=np.int32)
-    levels = np.full((3, len(x)), np.nan)
+    levels = np.full((len(x), 3), np.nan)
     # Centres in the ring have their whole pixels in a ring wider by half a diagonal.
-    hole = max(inner_px - _HALF_DIAGONAL, 0.0)
-    room = int(math.pi * ((outer_px + _HALF_DIAGONAL) ** 2 - hole**2)) + 2
+    hole = max(inner - _HALF_DIAGONAL, 0.0)
+    room = int(math.pi * ((outer + _HALF_DIAGONAL) ** 2 - hole**2)) + 2
     ring = np.empty((_BLOCK_STARS, min(room, pixels.size + 1)), dtype=np.float32)
     for start in range(0, len(x), _BLOCK_STARS):
         block = slice(start, start + _BLOCK_STARS)
-        counts = _fill_rings(pixels, flags, x[block], y[block], inner_px, outer_px, ring)
-        used = ring[: len(counts), : max(1, int(counts.max()))]
-        used.sort(axis=1)
-        _clip_rings(used, counts, clip_sigma, least, levels[:, block], n_used[block])
-    levels[1:] /= _clipped_deviation(clip_sigma)
-    return Annuli(level_e=levels[0], error_e=levels[1], rms_e=levels[2], n_used=n_used)
+        counts = _fill_rings(pixels, flags, x[block], y[block], inner, outer, ring)
+        ring[: len(counts), : max(1, int(counts.max()))].sort(axis=1)
+        _clip_rings(ring, counts, clip_sigma, least, levels[block], n_used[block])
+    level, error, rms = np.ascontiguousarray(levels.T)
+    scale = _clipped_deviation(clip_sigma)
+    return Annuli(level_e=level, error_e=error / scale, rms_e=rms / scale, n_used=n_used)
 
 
 def _clipped_deviation(clip_sigma: float) -> float:
@@ -171,9 +172,9 @@ def _clip_rings(
         n = high - low
         n_used[star] = n
         if n >= least:
-            levels[0, star] = _median_of_steps(row, low, high)
-            levels[1, star] = deviation * math.sqrt(0.5 * math.pi / n)
-            levels[2, star] = deviation
+            levels[star, 0] = _median_of_steps(row, low, high)
+            levels[star, 1] = deviation * math.sqrt(0.5 * math.pi / n)
+            levels[star, 2] = deviation
 
 
 @njit(nogil=True, cache=True)

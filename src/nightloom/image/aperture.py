@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
@@ -23,6 +23,7 @@ from nightloom.image.calibrate import (
 )
 
 Floats = NDArray[np.float64]
+Number = TypeVar("Number", bound=np.generic)
 
 UNUSABLE = MASK_BAD | MASK_COSMIC | MASK_NAN  # saturated pixels hold most of their star: summed
 
@@ -58,18 +59,25 @@ def frame_arrays(pixels_e: NDArray[Any], mask: NDArray[Any]) -> tuple[Pixels, Ma
     """
     if pixels_e.ndim != 2 or pixels_e.shape != mask.shape:
         raise ValueError(f"pixels and mask must be equal [y, x], not {pixels_e.shape, mask.shape}")
-    pixels, flags = as_pixels(pixels_e).view(), as_mask(mask).view()
-    # One compiled version then serves arrays that may be written and those that may not.
-    pixels.flags.writeable = flags.flags.writeable = False
-    return pixels, flags
+    return read_only(as_pixels(pixels_e)), read_only(as_mask(mask))
 
 
 def star_vectors(*vectors: ArrayLike) -> tuple[Floats, ...]:
-    """Native float64 arrays [star]. Raises ValueError: not one dimension, lengths differ."""
-    arrays = tuple(np.ascontiguousarray(vector, dtype=np.float64) for vector in vectors)
+    """Read-only native float64 arrays [star].
+
+    Raises ValueError: not one dimension, lengths differ.
+    """
+    arrays = [np.ascontiguousarray(vector, dtype=np.float64) for vector in vectors]
     if any(array.ndim != 1 or array.shape != arrays[0].shape for array in arrays):
         raise ValueError(f"needs equal arrays [star], not {[array.shape for array in arrays]}")
-    return arrays
+    return tuple(read_only(array) for array in arrays)
+
+
+def read_only(array: NDArray[Number]) -> NDArray[Number]:
+    """A view: one compiled version serves arrays that may be written and those that may not."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def positive(name: str, value: float) -> float:

@@ -55,8 +55,8 @@ def clipped_mean(
 
     The median is taken anew of what is kept until nothing more goes. scale: noise of one value,
     a number or [row, x]; None: 1.4826 MAD of the pixel, at least that of half the pixels of its
-    row, since the MAD of a few values is now and then far too small. NaN and what is not
-    `valid` is left out; NaN and 0 where none is left.
+    row, since the MAD of a few values is now and then far too small, and of integers half a unit.
+    NaN and what is not `valid` is left out; NaN and 0 where none is left.
     Raises ValueError: no such stack, shapes differ.
     """
     mean, used, _ = _clipped_moments(stack, sigma, scale, valid)
@@ -100,8 +100,9 @@ def _clipped_moments(
     if scale is not None:
         given = np.ascontiguousarray(np.broadcast_to(scale, native.shape[1:]), dtype=np.float64)
     buffer = np.empty((-(-nx // width), n, width), dtype=native.dtype)
+    unit = 0.0 if stack.dtype.kind == "f" else 1.0
     moments: tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.float64]] = _clip(
-        native, allowed, _merge_exchange(n), given, float(sigma), buffer
+        native, allowed, _merge_exchange(n), given, float(sigma), 0.5 * unit, buffer
     )
     return moments
 
@@ -291,7 +292,9 @@ def _kept(column: NDArray[Any], n: int, reach: float) -> tuple[int, int]:
 
 
 @njit(nogil=True, cache=True)
-def _row_scale(buffer: NDArray[Any], count: NDArray[np.int64], scale: NDArray[np.float64]) -> None:
+def _row_scale(
+    buffer: NDArray[Any], count: NDArray[np.int64], scale: NDArray[np.float64], least: float
+) -> None:
     """Noise of one value for each column of a row, as `clipped_mean` says."""
     step = buffer.shape[2]
     for x in range(len(scale)):
@@ -300,7 +303,7 @@ def _row_scale(buffer: NDArray[Any], count: NDArray[np.int64], scale: NDArray[np
         if count[x]:
             median = _middle(column, 0, count[x])
             scale[x] = 1.4826 * _median_deviation(column, count[x], median)
-    least = np.nanmedian(scale)
+    least = max(least, np.nanmedian(scale))
     for x in range(len(scale)):
         scale[x] = max(scale[x], least)
         if scale[x] == 0.0 and count[x]:
@@ -316,6 +319,7 @@ def _clip(
     network: NDArray[np.int64],
     given: NDArray[np.float64],
     sigma: float,
+    least: float,
     buffer: NDArray[Any],
 ) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.float64]]:
     """Moments of `_clipped_moments`; buffer [chunk, frame, x] holds one sorted row."""
@@ -334,7 +338,7 @@ def _clip(
         if given.size:
             scale[:] = given[y]
         else:
-            _row_scale(buffer, count, scale)
+            _row_scale(buffer, count, scale, least)
         for x in range(nx):
             column = buffer[x // step, :, x % step]
             low, high = _kept(column, count[x], sigma * scale[x])

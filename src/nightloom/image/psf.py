@@ -89,10 +89,11 @@ def measure_psf(
     if not usable.any():
         return _NO_SHAPE
     moments, level = moments[usable], level[chosen][usable]
+    centres = np.ascontiguousarray(moments[:, :2])
     form, elongation, angle_deg = _axes(*np.median(moments[:, 2:], axis=0))
     start = form[3] / SIGMA_PER_FWHM
     reach = max(_FIT_FWHM * start, _MIN_FIT_PX)
-    radii, values = _collect(pixels, flags, moments[:, :2], level, form[:3], reach, elongation)
+    radii, values = _collect(pixels, flags, centres, level, form[:3], reach, elongation)
     fwhm, inverse_beta, settled = fit_moffat(radii, values, start, reach)
     if not settled:
         return _NO_SHAPE
@@ -304,4 +305,4 @@ def _collect(
                     radii[star, n], values[star, n] = math.sqrt(square), value - levels[star]
                     n += 1
         longest = max(longest, n)
-    return radii[:, :longest], values[:, :longest]
+    return radii[:, :longest].copy(), values[:, :longest].copy()

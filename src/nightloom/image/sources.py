@@ -17,6 +17,7 @@ N_COLUMNS = 8
 
 _SHARP = 0.16  # neighbours over the brightest pixel; 0.24 in a centred star of FWHM 1.2 px
 _MOST_ROUNDS_OF_SHARP = 8
+_NEAR_PX = 2  # from a hit of a cosmic ray to the star that it hides
 _WINDOW_ROUNDS = 10
 _LARGEST_SHIFT_PX = 2.0
 _CENTRED_PX = 0.002
@@ -64,14 +65,15 @@ def _neighbour_part(cut: Floats, y: int, x: int) -> float:
 
 
 @njit(nogil=True, cache=True)
-def _take_out_sharp(cut: Floats, reach: int, least: float) -> None:
-    """Replace pixels above `least` too sharp for a star by the median of their neighbours.
+def _take_out_sharp(cut: Floats, reach: int, least: float) -> bool:
+    """Replace pixels above `least` too sharp for a star by their neighbours' median; whether any.
 
     Again and again, since a track of a cosmic ray is eaten up from its ends.
     """
     half = len(cut) // 2
     reach = min(reach, half - 1)
     near = np.empty(8)
+    changed = False
     for _ in range(_MOST_ROUNDS_OF_SHARP):
         taken = False
         for y in range(half - reach, half + reach + 1):
@@ -89,6 +91,8 @@ def _take_out_sharp(cut: Floats, reach: int, least: float) -> None:
                 taken = True
         if not taken:
             break
+        changed = True
+    return changed
 
 
 @njit(nogil=True, cache=True)
@@ -114,16 +118,28 @@ def _pedestal(cut: Floats, inner_px: float, outer_px: float) -> float:
 
 
 @njit(nogil=True, cache=True)
-def _filtered(cut: Floats, taps: Pixels) -> float:
-    """The filter's value at the centre of a square."""
+def _filtered(cut: Floats, taps: Pixels, dx: int, dy: int) -> float:
+    """The filter's value dx, dy from the centre of a square."""
     half, reach = len(cut) // 2, len(taps) - 1
     total = 0.0
-    for dy in range(-reach, reach + 1):
-        line = 0.0
-        for dx in range(-reach, reach + 1):
-            line += taps[abs(dx)] * cut[half + dy, half + dx]
-        total += taps[abs(dy)] * line
+    for j in range(-reach, reach + 1):
+        row, line = cut[half + dy + j], 0.0
+        for i in range(-reach, reach + 1):
+            line += taps[abs(i)] * row[half + dx + i]
+        total += taps[abs(j)] * line
     return total
+
+
+@njit(nogil=True, cache=True)
+def _highest(cut: Floats, taps: Pixels) -> tuple[int, int]:
+    """Where the filtered square is highest near its centre: dx, dy."""
+    best_x, best_y, best = 0, 0, _filtered(cut, taps, 0, 0)
+    for dy in range(-_NEAR_PX, _NEAR_PX + 1):
+        for dx in range(-_NEAR_PX, _NEAR_PX + 1):
+            value = _filtered(cut, taps, dx, dy)
+            if value > best:
+                best_x, best_y, best = dx, dy, value
+    return best_x, best_y
 
 
 @njit(nogil=True, cache=True)
@@ -237,7 +253,7 @@ def measure(
 ) -> Floats:
     """Stars [star, column] of those peaks that are none of hot pixels and cosmic rays."""
     reach_px, ring_px = 1.5 * fwhm_px, 2.5 * fwhm_px
-    half = max(len(taps) - 1, int(np.ceil(ring_px)), 3)
+    half = max(len(taps) - 1 + _NEAR_PX, int(np.ceil(ring_px)), 3)
     cut = np.empty((2 * half + 1, 2 * half + 1))
     stars = np.empty((len(found), N_COLUMNS))
     sigma_px = fwhm_px / 2.3548
@@ -247,13 +263,21 @@ def measure(
         x0, y0 = found[k, 0], found[k, 1]
         _cut(frame, flags, mesh, x0, y0, cut)
         noise = noise_at(mesh, np.float64(x0), np.float64(y0))
-        _take_out_sharp(cut, len(taps) - 1, threshold_sigma * noise)
+        least = threshold_sigma * noise
+        if _take_out_sharp(cut, len(taps) - 1, least):
+            # Without the hit the peak, if there still is one, lies elsewhere.
+            dx, dy = _highest(cut, taps)
+            if _filtered(cut, taps, dx, dy) < gain * least:
+                continue
+            x0, y0 = x0 + dx, y0 + dy
+            _cut(frame, flags, mesh, x0, y0, cut)
+            _take_out_sharp(cut, len(taps) - 1, least)
         group = nearest_group(flags, groups, x0, y0, fwhm_px)
         if group < 0:
             light = _pedestal(cut, reach_px, ring_px)
             cut -= light
             noise = np.sqrt(noise * noise + max(light, 0.0))
-        snr = _filtered(cut, taps) / (gain * noise)
+        snr = _filtered(cut, taps, 0, 0) / (gain * noise)
         if not snr > threshold_sigma:
             continue
         x, y = _centre(cut, sigma_px)

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from nightloom.image.aperture import UNUSABLE, Floats, positive, star_vectors
+from nightloom.image.aperture import UNUSABLE, Floats, positive, read_only, star_vectors
 from nightloom.image.calibrate import Mask, as_mask
 
 
@@ -49,9 +49,8 @@ def peaks_and_clean_radius(
     """
     if raw.ndim != 2 or raw.shape != mask.shape:
         raise ValueError(f"raw and mask must be equal [y, x], not {raw.shape, mask.shape}")
-    native = np.ascontiguousarray(raw, dtype=raw.dtype.newbyteorder("=")).view()
-    flags = as_mask(mask).view()
-    native.flags.writeable = flags.flags.writeable = False
+    native = read_only(np.ascontiguousarray(raw, dtype=raw.dtype.newbyteorder("=")))
+    flags = read_only(as_mask(mask))
     x, y = star_vectors(x_px, y_px)
     peak_px = 1.5 * positive("fwhm_px", fwhm_px)
     flag_px = positive("flag_radius_px", flag_radius_px)

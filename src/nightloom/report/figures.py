@@ -129,7 +129,9 @@ def overview(
     figure, (panel,) = _panels([3.1], title=title)
     day = int(np.floor(np.nanmin(time_d)))
     use = clean & np.isfinite(flux)
-    panel.plot(time_d[use] - day, flux[use], ".", ms=2.5, color=BLUE, alpha=0.25, mew=0)
+    # Few points must be seen, many must show where they are dense.
+    size, alpha = (3.4, 0.5) if use.sum() < 10 * CROWDED else (2.0, 0.2)
+    panel.plot(time_d[use] - day, flux[use], "o", ms=size, color=BLUE, alpha=alpha, mew=0)
     nights = [use & (night == name) for name in np.unique(night)]
     nights = [some for some in nights if some.any()]
     middle = np.array([np.median(time_d[some]) for some in nights]) - day
@@ -155,11 +157,11 @@ def raw_curves(
     level = _median(raw_flux[clean])
     panel.plot(
         axis.x, raw_flux / level, "o", ms=3, color=BLUE, mew=0, alpha=0.8,
-        label=f"target, over its median {level:,.0f} {unit}",
+        label=f"target (median {level:,.0f} {unit})",
     )  # fmt: skip
     panel.plot(
         axis.x, comparison / _median(comparison[clean]), "o", ms=3, mfc="none", mec=ORANGE, mew=0.8,
-        label="comparison stars, over their median",
+        label="comparison stars",
     )  # fmt: skip
     panel.set_ylabel("flux over median")
     both = np.concatenate([raw_flux / level, comparison / _median(comparison[clean])])
@@ -181,7 +183,7 @@ def comparison_stars(
     height = 0.52 * n + 1.4
     figure = Figure(figsize=(WIDTH_IN, height))
     figure.subplots_adjust(
-        left=0.085, right=0.985, top=1 - 0.45 / height, bottom=0.62 / height, wspace=0.03
+        left=0.085, right=0.985, top=1 - 0.45 / height, bottom=0.62 / height, wspace=0.06
     )
     curves, bars = figure.subplots(1, 2, sharey=True, width_ratios=[4, 1])
     used = np.where(clean, flux, np.nan)
@@ -226,6 +228,7 @@ def systematics(
             good = np.where(clean, values, np.nan)
             panel.plot(axis.x, good, "o", ms=2.8, mew=0, color=colour, label=name)
         panel.set_ylabel(label)
+        panel.yaxis.set_label_coords(-0.065, 0.5)
         panel.margins(y=0.15)
         if len(curves) > 1:
             panel.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.1)
@@ -236,7 +239,6 @@ def systematics(
     panels[-1].tick_params(labelbottom=True)
     panels[-1].set_xlabel(axis.label)
     figure.subplots_adjust(right=0.93)
-    figure.align_ylabels(panels)
     return figure
 
 
@@ -272,14 +274,14 @@ def aperture_choice(
 
 
 @styled
-def thumbnail(axis: TimeAxis, flux: Floats, clean: Bools) -> Figure:
-    """A light curve without axes, to recognise it in a table."""
+def thumbnail(axis: TimeAxis, flux: Floats, clean: Bools, *, within: tuple[float, float]) -> Figure:
+    """A light curve without axes, to recognise it in a table; within: its range of flux."""
     figure = Figure(figsize=(2.4, 0.5))
     panel = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     panel.set_axis_off()
     use = clean & np.isfinite(flux)
-    panel.plot(axis.x[use], flux[use], "o", ms=1.6, mew=0, color=BLUE, alpha=0.6)
-    panel.set_ylim(limits(flux, clean))
+    panel.plot(axis.x[use], flux[use], "o", ms=1.7, mew=0, color=BLUE, alpha=0.8)
+    panel.set_ylim(within)
     return figure
 
 

@@ -25,6 +25,7 @@ from nightloom.report.figures import (
 from nightloom.report.series import Bools, Floats
 
 HALO = "white"
+PLATE_OF_TEXT = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.8}
 MAX_SIDE_PX = 1400  # of an image as drawn; larger ones are averaged in blocks
 MAX_CATALOGUE = 400
 NAMED_COMPARISONS = 12
@@ -166,8 +167,8 @@ def profile(reference: Reference, *, star: int, radius_px: float, title: str) ->
     Every star is background-subtracted and divided by its flux within 1.5 FWHM; the model's
     peak is 1.
     """
-    figure = Figure(figsize=(4.6, 4.6))
-    panel = figure.add_axes((0.12, 0.11, 0.85, 0.76))
+    figure = Figure(figsize=(4.6, 3.9))
+    panel = figure.add_axes((0.12, 0.13, 0.85, 0.77))
     reach = max(3.0 * reference.fwhm_px, 1.25 * radius_px)
     stars = [int(k) for k in np.flatnonzero(reference.clean) if k != star][:PROFILE_STARS]
     clouds = [radial_values(reference, k, reach_px=reach) for k in stars]
@@ -194,8 +195,9 @@ def profile(reference: Reference, *, star: int, radius_px: float, title: str) ->
     )  # fmt: skip
     half = 0.5 * reference.fwhm_px
     panel.plot([half, half, 0], [0, 0.5, 0.5], ":", color=INK, lw=1.0)
-    panel.text(half + 0.03 * reach, 0.5, f"FWHM {reference.fwhm_px:.2f} px", va="center")
     panel.axvline(radius_px, color=VERMILION, lw=1.3)
+    label = panel.text(half + 0.03 * reach, 0.5, f"FWHM {reference.fwhm_px:.2f} px", va="center")
+    label.set_bbox(PLATE_OF_TEXT)
     panel.text(
         radius_px + 0.01 * reach, 0.98, "aperture", color=VERMILION, rotation=90, va="top", size=8.5
     )
@@ -203,7 +205,7 @@ def profile(reference: Reference, *, star: int, radius_px: float, title: str) ->
     panel.set(xlim=(0, reach), ylim=(-0.12, 1.18))
     panel.set(xlabel="distance from the centroid (px)", ylabel="value over the model's peak")
     panel.legend(loc="upper right", handletextpad=0.4)
-    figure.text(0.12, 0.965, title, size=10.5, va="center")
+    figure.text(0.12, 0.955, title, size=10.5, va="center")
     return figure
 
 
@@ -294,7 +296,7 @@ def _name(
         x - unit if left else x + unit, y + unit, text, color=colour, size=8.5, va="bottom",
         ha="right" if left else "left", clip_on=True,
     )  # fmt: skip
-    label.set_bbox({"facecolor": "white", "alpha": 0.65, "edgecolor": "none", "pad": 0.8})
+    label.set_bbox(PLATE_OF_TEXT)
 
 
 def _compass(panel: Axes, reference: Reference) -> None:
@@ -321,4 +323,4 @@ def _compass(panel: Axes, reference: Reference) -> None:
         panel.plot([x0, x0 + long_px], [y0, y0], color=ink, lw=width, solid_capstyle="butt")
     text = f"{arcsec / 60:g}′" if arcsec >= 60 else f"{arcsec:g}″"
     label = panel.text(x0 + 0.5 * long_px, y0 + 0.012 * ny, text, ha="center", va="bottom")
-    label.set_bbox({"facecolor": "white", "alpha": 0.65, "edgecolor": "none", "pad": 0.8})
+    label.set_bbox(PLATE_OF_TEXT)

@@ -13,7 +13,7 @@ from nightloom.engine.recipe import Made
 from nightloom.report import figures, tables
 from nightloom.report.contents import PagePaths, read_columns, summarise, times_of
 from nightloom.report.html import Cell, Link, Table, picture, render
-from nightloom.report.series import time_axis
+from nightloom.report.series import limits, time_axis
 from nightloom.schema.flags import BITS, CAVEATS
 from nightloom.store.encodings import read_arrays, read_attributes
 
@@ -53,11 +53,12 @@ def _curve(product: str, paths: PagePaths) -> Table:
     clean = (columns["flags"] == 0) & np.isfinite(columns["flux"])
     time_d, _scale = times_of(columns)
     place = "../" + product.removeprefix("report/").removesuffix(f"/{ALL}")
+    within = limits(columns["flux"], clean)
     rows: list[tuple[Cell, ...]] = []
     for night in ("", *sorted(set(columns["night"]))):
         some = columns["night"] == night if night else np.ones(len(clean), dtype=bool)
         axis = time_axis(time_d[some], columns["night"][some], scale="")
-        small = figures.thumbnail(axis, columns["flux"][some], clean[some])
+        small = figures.thumbnail(axis, columns["flux"][some], clean[some], within=within)
         rows.append(
             (
                 Link(night or "all nights", f"{place}/{night or ALL}/report.html"),

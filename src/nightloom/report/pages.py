@@ -270,7 +270,7 @@ def _choices(contents: Contents, axis: TimeAxis, labels: dict[int, str]) -> list
         )  # fmt: skip
     figure = figures.raw_curves(
         axis, columns["raw_flux"], columns["comparison"], clean,
-        unit="ADU" if contents.facts["flux_units"] == "adu" else "electrons",
+        unit="ADU" if contents.facts["flux_units"] == "adu" else "e⁻",
         title="Before division: the target and its comparison",
     )  # fmt: skip
     pictures.append(wide_picture(figure, "Raw flux of the target and the comparison's factor"))

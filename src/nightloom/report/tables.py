@@ -51,8 +51,8 @@ def facts(contents: Contents) -> list[tuple[str, str]]:
         ("field, star", f"{contents.facts['field']}, star {contents.facts['star']}"),
         ("ra, dec (deg, ICRS)", _direction(contents)),
         ("aperture", aperture_text(contents)),
-        ("frames", f"{night.n_frames}, {night.n_quarantined} of them quarantined"),
-        ("points", f"{night.n_points}, {night.n_clean} of them without a flag"),
+        ("frames", f"{night.n_frames}; {night.n_quarantined} quarantined"),
+        ("points", f"{night.n_points}; {night.n_clean} without a flag"),
         ("point-to-point scatter", percent(night.scatter)),
         ("median error of a point", percent(night.error)),
         ("comparison stars", str(int((contents.weight > 0).sum()))),
@@ -145,16 +145,19 @@ def comparisons_table(contents: Contents, labels: Mapping[int, str]) -> Table:
             else (f"{reference.x[star]:.1f}", f"{reference.y[star]:.1f}")
         )
         rows.append((labels[int(star)], str(star), *place, f"{100 * weight:.2f}", steps))
-    columns = ("", "#star", "#x (px)", "#y (px)", "#weight (%)", "#scatter, own aperture")
+    columns = ("", "#star", "#x (px)", "#y (px)", "#weight (%)", "#scatter (%)")
     n, shown = int((contents.weight > 0).sum()), float(best.weight.sum())
-    lead = f"{len(rows)} of {n}; together {100 * shown:.0f} % of the weight"
+    lead = (
+        f"{len(rows)} of {n}; together {100 * shown:.0f} % of the weight. Scatter is from point to "
+        "point, at each star's own aperture."
+    )
     return Table("Comparison stars", columns, rows, lead)
 
 
 def _own_scatter(flux: Any, night: Any) -> str:
     """Point-to-point scatter as text, of a flux about its median."""
     level = np.median(flux) if len(flux) else np.nan
-    return percent(point_to_point(flux / level, night))
+    return number(100 * point_to_point(flux / level, night), ".3f")
 
 
 def nights_table(rows: Sequence[NightSummary], links: Mapping[str, str]) -> Table:
@@ -166,7 +169,7 @@ def nights_table(rows: Sequence[NightSummary], links: Mapping[str, str]) -> Tabl
 
 
 NIGHT_COLUMNS = (
-    "#frames", "#quarantined", "#points", "#without flag", "#scatter", "#median error",
+    "#frames", "#quarantined", "#points", "#without flag", "#scatter (%)", "#error (%)",
     "#median flux", "#FWHM (px)", "#airmass",
 )  # fmt: skip
 
@@ -176,8 +179,8 @@ def night_cells(row: NightSummary) -> tuple[str, ...]:
     low, high = row.airmass
     return (
         str(row.n_frames), str(row.n_quarantined), str(row.n_points), str(row.n_clean),
-        percent(row.scatter), percent(row.error), number(row.flux, ".4f"),
-        number(row.fwhm_px, ".2f"), f"{low:.2f} to {high:.2f}" if np.isfinite(low) else "unknown",
+        number(100 * row.scatter, ".3f"), number(100 * row.error, ".3f"), number(row.flux, ".4f"),
+        number(row.fwhm_px, ".2f"), f"{low:.2f}–{high:.2f}" if np.isfinite(low) else "unknown",
     )  # fmt: skip
 
 

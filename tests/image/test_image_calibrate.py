@@ -1,0 +1,168 @@
+"""Calibration in one pass, its mask, and the maps of bad pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from nightloom.image.calibrate import (
+    MASK_BAD,
+    MASK_NAN,
+    MASK_NONLINEAR,
+    MASK_SATURATED,
+    bad_from_dark,
+    bad_from_flat,
+    calibrate,
+    trim,
+)
+
+DTYPES = ("<u2", ">u2", "<i2", ">i2", "<i4", ">i4", "<f4", ">f4", ">f8", "u1")
+PLAIN = {
+    "offset": None,
+    "inverse_flat": None,
+    "bad": None,
+    "gain_e_per_adu": 1.0,
+    "saturation_adu": None,
+    "nonlinear_adu": None,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_raw_type_gives_the_closed_form(dtype):
+    values = np.arange(12).reshape(3, 4) * 10
+    raw = values.astype(dtype)
+    raw.flags.writeable = False
+    offset = np.full((3, 4), 25.0)
+    inverse_flat = np.linspace(0.5, 2.0, 12).reshape(3, 4)
+    pixels, mask = calibrate(
+        raw, **{**PLAIN, "offset": offset, "inverse_flat": inverse_flat, "gain_e_per_adu": 1.5}
+    )
+    assert pixels.dtype == np.float32
+    assert mask.dtype == np.uint8
+    assert_allclose(pixels, (values - 25.0) * inverse_flat * 1.5, rtol=1e-6)
+    assert not mask.any()
+
+
+def test_absent_planes_are_nothing_and_views_are_accepted():
+    frame = np.arange(48, dtype=np.uint16).reshape(6, 8)
+    pixels, mask = calibrate(frame[1:5, ::2], **PLAIN)
+    assert_array_equal(pixels, frame[1:5, ::2])
+    assert not mask.any()
+
+
+def test_negatives_stay_and_the_sky_stays_unbiased():
+    rng = np.random.default_rng(1)
+    raw = np.round(rng.normal(302.0, 5.0, (300, 300))).astype(np.uint16)
+    pixels, mask = calibrate(raw, **{**PLAIN, "offset": np.full(raw.shape, 300.0)})
+    assert (pixels < 0).sum() > 20_000
+    assert pixels.mean() == pytest.approx(2.0, abs=0.06)
+    assert not mask.any()
+
+
+def test_levels_are_of_the_instrument_and_the_value_is_kept():
+    raw = np.array([[100, 15_999, 16_000, 16_383], [0, 40_000, 9_999, 10_000]], dtype=np.uint16)
+    pixels, mask = calibrate(
+        raw, **{**PLAIN, "saturation_adu": 16_000, "nonlinear_adu": 10_000, "gain_e_per_adu": 2.0}
+    )
+    both = MASK_SATURATED | MASK_NONLINEAR
+    assert_array_equal(mask, [[0, MASK_NONLINEAR, both, both], [0, both, 0, MASK_NONLINEAR]])
+    assert_array_equal(pixels, 2.0 * raw)
+
+
+def test_the_level_is_the_raw_one_not_the_calibrated_one():
+    raw = np.array([[900, 1_100]], dtype=np.uint16)
+    _, mask = calibrate(
+        raw, **{**PLAIN, "offset": np.full((1, 2), 500.0), "saturation_adu": 1_000.0}
+    )
+    assert_array_equal(mask, [[0, MASK_SATURATED]])
+
+
+def test_what_is_no_number_is_nan_and_marked():
+    raw = np.array([[1.0, np.nan, np.inf, 4.0, 5.0]], dtype=np.float32)
+    inverse_flat = np.array([[1.0, 1.0, 1.0, np.nan, np.inf]])
+    bad = np.array([[1, 1, 0, 0, 0]])
+    pixels, mask = calibrate(raw, **{**PLAIN, "inverse_flat": inverse_flat, "bad": bad})
+    assert_array_equal(pixels, [[1.0, np.nan, np.nan, np.nan, np.nan]])
+    assert_array_equal(mask, [[MASK_BAD, MASK_BAD | MASK_NAN, MASK_NAN, MASK_NAN, MASK_NAN]])
+
+
+def test_all_nan_and_all_saturated_frames_are_defined():
+    pixels, mask = calibrate(np.full((4, 5), np.nan), **{**PLAIN, "saturation_adu": 9.0})
+    assert np.isnan(pixels).all()
+    assert (mask == MASK_NAN).all()
+    pixels, mask = calibrate(np.full((4, 5), 9, np.uint8), **{**PLAIN, "saturation_adu": 9.0})
+    assert (pixels == 9).all()
+    assert (mask == MASK_SATURATED).all()
+
+
+def test_wrong_shapes_and_types_are_refused():
+    with pytest.raises(ValueError, match="offset is"):
+        calibrate(np.zeros((3, 4)), **{**PLAIN, "offset": np.zeros((4, 3))})
+    with pytest.raises(ValueError, match="raw must be"):
+        calibrate(np.zeros((3, 4, 2)), **PLAIN)
+    with pytest.raises(ValueError, match="raw must be"):
+        calibrate(np.zeros((3, 4), complex), **PLAIN)
+
+
+@settings(max_examples=30, deadline=None)
+@given(trim_px=st.integers(0, 3), planes=st.booleans())
+def test_trim_is_a_view_of_the_last_two_axes(trim_px, planes):
+    array = np.arange(2 * 9 * 8).reshape((2, 9, 8) if planes else (18, 8))
+    cut = trim(array, trim_px)
+    assert np.shares_memory(cut, array)
+    assert cut.shape[-2:] == (array.shape[-2] - 2 * trim_px, 8 - 2 * trim_px)
+    assert cut[..., 0, 0].flat[0] == array[..., trim_px, trim_px].flat[0]
+
+
+def test_trim_that_leaves_nothing_is_refused():
+    with pytest.raises(ValueError, match="leaves nothing"):
+        trim(np.zeros((9, 8)), 4)
+
+
+def test_hot_pixels_are_found_in_amplifier_glow_that_is_not():
+    rng = np.random.default_rng(2)
+    y, x = np.mgrid[:200, :300]
+    dark = 10.0 + 200.0 * np.exp(-(x + y) / 60.0) + rng.normal(0, 1, y.shape)
+    hot = np.zeros(dark.shape, bool)
+    hot[rng.integers(0, 200, 40), rng.integers(150, 300, 40)] = True
+    dark[hot] += 100.0
+    dark[5, 7] = np.nan
+    found = bad_from_dark(dark) == MASK_BAD
+    assert found[hot].all()
+    assert found[5, 7]
+    assert (found & ~hot).sum() <= 2
+
+
+def test_unsteady_pixels_are_found_by_their_noise():
+    noise = np.full((80, 80), 3.0) + np.random.default_rng(3).normal(0, 0.2, (80, 80))
+    noise[11, 12] = 30.0
+    found = bad_from_dark(np.zeros((80, 80)), noise=noise)
+    assert np.argwhere(found).tolist() == [[11, 12]]
+    with pytest.raises(ValueError, match="noise is"):
+        bad_from_dark(np.zeros((80, 80)), noise=noise[:5])
+
+
+def test_a_dark_of_equal_integers_has_no_hot_pixels_but_the_hot_one():
+    dark = np.random.default_rng(4).integers(100, 103, (64, 64)).astype(np.float32)
+    dark[3, 4] = 150
+    assert np.argwhere(bad_from_dark(dark)).tolist() == [[3, 4]]
+
+
+def test_dead_and_low_flat_pixels_are_bad_and_vignetting_is_not():
+    y, x = np.mgrid[:256, :256]
+    flat = 30_000.0 * (1.0 - 0.7 * ((x - 128) ** 2 + (y - 128) ** 2) / 2 / 128**2)
+    flat *= np.random.default_rng(5).normal(1.0, 0.01, flat.shape)
+    for (row, column), value in {
+        (3, 4): 0.0, (50, 60): np.nan, (128, 128): 9_000.0, (200, 90): -1.0, (90, 91): 60_000.0
+    }.items():  # fmt: skip
+        flat[row, column] = value
+    found = np.argwhere(bad_from_flat(flat)).tolist()
+    assert found == [[3, 4], [50, 60], [90, 91], [128, 128], [200, 90]]
+
+
+def test_a_flat_without_light_is_all_bad():
+    assert (bad_from_flat(np.zeros((70, 70))) == MASK_BAD).all()
+    assert (bad_from_flat(np.full((70, 70), np.nan)) == MASK_BAD).all()
