@@ -1,7 +1,8 @@
 """The stages in order, each callable alone; the outcome of a run and its exit code.
 
 Each stage reads what the one before wrote. What is published with the fingerprint that it would
-get now is left alone; what could not be made with it is not tried again; a transient failure or a bug is.
+get now is left alone. What could not be made with it is not tried again, unless the failure was
+transient or a bug.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from nightloom.config import Config
 from nightloom.engine.cluster import Engine
 from nightloom.engine.recipe import Event, Failed, Finished, ItemsDone, LogLine, Recipe, Started
 from nightloom.errors import ExitCode, ProductError, RunError, TransientError
-from nightloom.frames.scan import ScanResult
+from nightloom.frames.scan import MapChunks, ScanResult, map_serially
 from nightloom.frames.scan import scan as scan_frames
 from nightloom.plan.recipes import Plan, make_plan
 from nightloom.report.pages import page_recipes
@@ -186,10 +187,6 @@ def read_frames(root: Path) -> pd.DataFrame:
 
 def scan(run: Run) -> ScanResult:
     """Read the headers of new and changed files; writes `frames.parquet`."""
-    previous = read_frames(run.root)
-    # Every row is read again when profiles or the reader change.
-    rules = digest_of([__version__, {k: v for k, v in run.config.instrument.items()}])
-    reread = previous.attrs.get("rules", rules) != rules
 
     def map_chunks(read: Callable[[Any], Any], chunks: list[Any]) -> Iterator[Any]:
         for result in run.map(read, chunks):
@@ -197,20 +194,32 @@ def scan(run: Run) -> ScanResult:
                 raise RunError(where="scan", why=result.failure[1])
             yield result.value
 
-    result = scan_frames(run.config, previous, map_chunks=map_chunks, reread=reread)
-    frames = result.frames
-    frames.attrs["rules"] = rules
-    _write_table(run.root / FRAMES, frames)
+    result = look(run.config, map_chunks=map_chunks)
+    _write_table(run.root / FRAMES, result.frames)
     run.log(f"scan: {result.n_files} files, {result.n_read} read, {result.n_gone} gone")
+    return result
+
+
+def look(config: Config, *, map_chunks: MapChunks = map_serially) -> ScanResult:
+    """The frame table as the archive lies there now, nothing written.
+
+    Every header is read again when the profiles, or the reader itself, are not those of the last
+    scan.
+    """
+    previous = read_frames(config.products_path)
+    rules = digest_of([__version__, dict(config.instrument)])
+    reread = previous.attrs.get("rules", rules) != rules
+    result = scan_frames(config, previous, map_chunks=map_chunks, reread=reread)
+    result.frames.attrs["rules"] = rules
     return result
 
 
 def plan(run: Run) -> Plan:
     """The plan of what the last scan found; writes `plan.parquet`."""
-    made = make_plan(read_frames(run.root), run.config)
-    frames = made.frames.copy()
-    frames.attrs = read_frames(run.root).attrs
-    _write_table(run.root / FRAMES, frames)
+    frames = read_frames(run.root)
+    made = make_plan(frames, run.config)
+    made.frames.attrs.update(frames.attrs)
+    _write_table(run.root / FRAMES, made.frames)
     keep_expected(run, made)
     return made
 

@@ -80,8 +80,13 @@ def _complete(variables: tuple[Variable, ...], sizes: dict[str, int], known: dic
     return arrays
 
 
-def write_products(root: Path, *, on_sky: bool = True, seed: int = 1) -> FakeProducts:
-    """Publish every store that pages read; on_sky: with a plate, a site and the target's place."""
+def write_products(
+    root: Path, *, on_sky: bool = True, lost_night: bool = False, seed: int = 1
+) -> FakeProducts:
+    """Publish every store that pages read; on_sky: with a plate, a site and the target's place.
+
+    lost_night: the first night's frames are all quarantined.
+    """
     rng = np.random.default_rng(seed)
     n = len(NIGHTS) * PER_NIGHT
     sizes = {"time": n, "star": N_STARS, "aperture": len(RADII_FWHM) + len(RADII_PX)}
@@ -92,14 +97,15 @@ def write_products(root: Path, *, on_sky: bool = True, seed: int = 1) -> FakePro
     star_flux = np.sort(rng.uniform(2e4, 4e5, N_STARS))[::-1]
 
     frame_flags = np.full(n, BITS["gain_assumed"], dtype=np.uint32)
-    frame_flags[QUARANTINED] |= BITS["not_measured"]
+    lost = (np.arange(n) == QUARANTINED) | (lost_night & (np.arange(n) < PER_NIGHT))
+    frame_flags[lost] |= BITS["not_measured"]
     frame_flags[list(CLOUDY)] |= BITS["cloudy"]
     flags = frame_flags & ~np.uint32(BITS["gain_assumed"])
     flags[SATURATED] |= BITS["saturated"]
-    gone = np.where(np.arange(n) == QUARANTINED, np.nan, 1.0)
+    gone = np.where(lost, np.nan, 1.0)
     flux = gone * (1 + rng.normal(0, 0.003, (N_STARS, n)))
     flux[TARGET, 80:100] *= 1 - DEPTH
-    flux[TARGET, SATURATED] = 1.4
+    flux[TARGET, SATURATED] = 1.4 * gone[SATURATED]
     air = 1.1 + 0.3 * np.tile(np.linspace(0, 1, PER_NIGHT), len(NIGHTS)) ** 2
     by_time = {
         "jd_utc": jd, "night": night, "fwhm_px": gone * (FWHM_PX + rng.normal(0, 0.1, n)),
@@ -108,7 +114,7 @@ def write_products(root: Path, *, on_sky: bool = True, seed: int = 1) -> FakePro
         "background_level": gone * 300.0, "transparency": gone * 0.98, "n_matched": 20,
         "frame_flags": frame_flags, "airmass_center": air,
         "path": np.array([f"{a}/light_{k:03d}.fits" for k, a in enumerate(night)], dtype=object),
-        "reason": np.where(np.arange(n) == QUARANTINED, REASON, "").astype(object),
+        "reason": np.where(lost, REASON, "").astype(object),
         "aperture_radius_px": np.array([r * FWHM_PX for r in RADII_FWHM] + [*RADII_PX]),
     }  # fmt: skip
     apertures = {
@@ -120,7 +126,7 @@ def write_products(root: Path, *, on_sky: bool = True, seed: int = 1) -> FakePro
              "site": [28.3, -16.5, 2390.0] if on_sky else [None] * 3}  # fmt: skip
 
     def store(product: str, variables: Any, known: Any, inputs: Any, more: Any, dims: Any) -> None:
-        digest = digest_of([product, [list(pair) for pair in inputs], seed])
+        digest = digest_of([product, [list(pair) for pair in inputs], seed, on_sky, lost_night])
         attributes = provenance(
             product, fingerprint=digest, inputs=inputs, settings=None, algorithm=1
         )

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 
 from nightloom.report import figures, images
-from nightloom.report.images import Reference, moffat, radial_values
+from nightloom.report.images import Reference, moffat, radial_values, seen_moffat
 from nightloom.report.series import time_axis
 
 N = 90
@@ -39,8 +39,9 @@ def _reference(x: float = 70.37, y: float = 55.81) -> Reference:
     stack[:3] = np.nan
     return Reference(
         stack=stack.astype(np.float32), x=stars[:, 0], y=stars[:, 1], clean=np.ones(3, dtype=bool),
-        fwhm_px=FWHM_PX, beta=BETA, catalogue_x=stars[:, 0], catalogue_y=stars[:, 1],
-        catalogue_mag=np.arange(3.0), scale_arcsec=1.1, north=(0.0, 1.0), east=(-1.0, 0.0),
+        flux=np.array([3.0, 2.0, 1.0]), fwhm_px=FWHM_PX, beta=BETA, catalogue_x=stars[:, 0],
+        catalogue_y=stars[:, 1], catalogue_mag=np.arange(3.0), scale_arcsec=1.1, north=(0.0, 1.0),
+        east=(-1.0, 0.0),
     )  # fmt: skip
 
 
@@ -131,6 +132,17 @@ def test_profile_of_a_star_at_the_corner_and_of_an_empty_place() -> None:
 def test_moffat_and_gaussian_have_half_their_peak_at_half_the_fwhm() -> None:
     for beta in (2.0, 4.765, float("nan"), float("inf")):
         assert_allclose(moffat(np.array([0.0, 2.1]), fwhm_px=4.2, beta=beta), [1.0, 0.5])
+
+
+@pytest.mark.parametrize("fwhm_px", [1.5, 4.0])
+def test_a_model_seen_by_pixels_is_its_mean_over_them(fwhm_px: float) -> None:
+    grid = (np.arange(200) + 0.5) / 200 - 0.5
+    x, y = np.meshgrid(grid, grid)
+    settings = {"fwhm_px": fwhm_px, "beta": BETA}
+    exact = [moffat(np.hypot(x + r, y), **settings).mean() for r in (0.0, 1.0, 2.5)]
+    seen = seen_moffat(np.array([0.0, 1.0, 2.5]), **settings)
+    assert_allclose(seen, np.array(exact) / exact[0], atol=0.012)
+    assert seen[1] > moffat(np.array([1.0]), **settings)[0]
 
 
 def test_a_large_image_is_averaged_in_blocks_and_keeps_its_place() -> None:

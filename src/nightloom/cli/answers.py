@@ -14,7 +14,7 @@ from nightloom.cli.recovery import recoveries
 from nightloom.config import Config
 from nightloom.errors import ConfigError
 from nightloom.explain import explain as explain_recipe
-from nightloom.frames.scan import ScanResult, scan
+from nightloom.frames.scan import ScanResult
 from nightloom.plan.recipes import Plan, make_plan, quarantined
 from nightloom.store.ledger import STATES
 
@@ -96,9 +96,7 @@ def _list_lost(lost: pd.DataFrame) -> None:
 
 def planned(config: Config, *, as_json: bool) -> None:
     """The plan of what lies there now, whatever was scanned before."""
-    root = config.products_path
-    previous = pipeline.read_frames(root)
-    plan = make_plan(scan(config, previous).frames, config)
+    plan = make_plan(pipeline.look(config).frames, config)
     nights = _nights(plan)
     if as_json:
         show.as_json(
@@ -223,7 +221,7 @@ def frames(config: Config, *, state: str, as_json: bool) -> None:
 def explain(config: Config, product: str, *, as_json: bool) -> None:
     """Why a product would be made again."""
     root = config.products_path
-    plan = make_plan(pipeline.read_frames(root), config)
+    plan = make_plan(pipeline.look(config).frames, config)
     recipes = {r.product: r for r in pipeline.all_recipes(root, plan, config)}
     if product not in recipes:
         near = [name for name in recipes if product in name][:5]

@@ -141,6 +141,12 @@ def run_task(function: Callable[..., Any], *args: Any) -> TaskResult:
         value = function(*args)
     except TransientError:
         raise
+    except OSError as error:
+        # What storage did to one task may not happen to the next.
+        where = str(error.filename or function.__name__)
+        raise TransientError(
+            where=where, why=error.strerror or str(error), do="check the disk, then run again"
+        ) from error
     except NightloomError as error:
         return TaskResult(
             failure=("product", str(error), traceback.format_exc()),

@@ -22,6 +22,7 @@ Model: TypeAlias = Literal["similarity", "affine"]
 
 _CHANCE = 1e-7  # that unrelated lists are accepted
 _STAGES = (16, 28, 50)  # brightest points whose triangles are compared
+_ENOUGH_NEIGHBOURS = 10  # for their distances to tell of a density
 _PREDICTION_REACH = 6.0  # tolerances that a predicted position may be off by, all together
 _LARGEST_RESIDUAL = 0.6  # of the tolerance, rms; matches by chance have 0.7
 
@@ -275,7 +276,9 @@ def _needed_matches(source: Floats, target: Floats, trials: float, limits: _Limi
     """
     spread = np.ptp(target, axis=0)
     area = max(float(spread[0] * spread[1]), limits.tolerance**2)
-    density = max(len(target) / area, 0.2206 / _median_neighbour(target) ** 2)
+    density = len(target) / area
+    if len(target) >= _ENOUGH_NEIGHBOURS:
+        density = max(density, 0.2206 / _median_neighbour(target) ** 2)
     chance = min(0.5, math.pi * limits.tolerance**2 * density)
     free = max(0, len(source) - 2)
     tail, needed = 0.0, free + 1

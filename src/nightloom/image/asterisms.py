@@ -45,15 +45,15 @@ def asterism_candidates(
     least_side = 2.0 * tolerance if few else _LEAST_SIDE * extent
     theirs = _triangles(target_xy[:n_brightest], least_side)
     ours = _triangles(source_xy[:n_brightest], least_side / scale_range[1])
-    cell = max(tolerance, extent / _GRID)
+    cell, radius = max(tolerance, extent / _GRID), 2.0 * tolerance
     found, count = _search(
         source_xy,
         target_xy,
         ours,
         theirs,
         _hash(theirs[1]),
-        (scale_range[0], scale_range[1], tolerance, cell, float(allow_mirror)),
-        _map_of(target_xy, 2.0 * tolerance, cell),
+        (scale_range[0], scale_range[1], tolerance, cell, radius, float(allow_mirror)),
+        _map_of(target_xy, radius, cell),
         least_matches,
     )
     return np.asarray(found[np.argsort(-count, kind="stable")])
@@ -121,16 +121,16 @@ def _hash(shapes: Floats) -> tuple[Ints, Ints]:
 
 @njit(nogil=True, cache=True)
 def _map_of(xy: Floats, radius: float, cell: float) -> NDArray[np.bool_]:
-    """Cells [y, x] that a point of the list is near to; the first starts at the least x and y."""
-    x0, y0 = xy[:, 0].min(), xy[:, 1].min()
-    ny = int((xy[:, 1].max() - y0) / cell) + 1
-    nx = int((xy[:, 0].max() - x0) / cell) + 1
+    """Cells [y, x] that a point is near to; the first starts a radius before the least x, y."""
+    x0, y0 = xy[:, 0].min() - radius, xy[:, 1].min() - radius
+    ny = int((xy[:, 1].max() + radius - y0) / cell) + 1
+    nx = int((xy[:, 0].max() + radius - x0) / cell) + 1
     near = np.zeros((ny, nx), dtype=np.bool_)
     for k in range(len(xy)):
         x, y = xy[k, 0] - x0, xy[k, 1] - y0
-        low_y, high_y = max(0, int((y - radius) / cell)), min(ny - 1, int((y + radius) / cell))
-        low_x, high_x = max(0, int((x - radius) / cell)), min(nx - 1, int((x + radius) / cell))
-        near[low_y : high_y + 1, low_x : high_x + 1] = True
+        first_y, first_x = max(0, int((y - radius) / cell)), max(0, int((x - radius) / cell))
+        last_y, last_x = int((y + radius) / cell), int((x + radius) / cell)
+        near[first_y : last_y + 1, first_x : last_x + 1] = True
     return near
 
 
@@ -157,13 +157,13 @@ def _search(
     ours: tuple[Ints, Floats],
     theirs: tuple[Ints, Floats],
     hashed: tuple[Ints, Ints],
-    limits: tuple[float, float, float, float, float],
+    limits: tuple[float, float, float, float, float, float],
     near: NDArray[np.bool_],
     least_matches: int,
 ) -> tuple[Floats, Ints]:
     order, starts = hashed
-    low, high, tolerance, cell, allow_mirror = limits
-    x0, y0 = target_xy[:, 0].min(), target_xy[:, 1].min()
+    low, high, tolerance, cell, radius, allow_mirror = limits
+    x0, y0 = target_xy[:, 0].min() - radius, target_xy[:, 1].min() - radius
     found = np.empty((_MOST_CANDIDATES, 2, 3))
     count = np.zeros(_MOST_CANDIDATES, dtype=np.int64)
     n = 0

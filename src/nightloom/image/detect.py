@@ -186,7 +186,7 @@ def _mesh(background: Background) -> Mesh:
 
 
 def _without_slope(scatter: Pixels, level: Pixels) -> Pixels:
-    """Scatter in each box without what the slope of the level adds to it.
+    """Noise from the clipped scatter in each box: without the level's slope, and unclipped.
 
     A plane that rises by d across a box scatters by d / sqrt(12).
     """
@@ -195,7 +195,8 @@ def _without_slope(scatter: Pixels, level: Pixels) -> Pixels:
     for axis in range(2):
         if level.shape[axis] > 1:
             slope += np.gradient(level.astype(np.float64), axis=axis) ** 2 / 12.0
-    return np.sqrt(np.maximum(variance - slope, 0.05 * variance)).astype(np.float32)
+    noise = np.sqrt(np.maximum(variance - slope, 0.01 * variance)) / _CLIPPED_STD
+    return noise.astype(np.float32)
 
 
 def _index(position_px: Floats, centres_px: Floats) -> Floats:
@@ -305,7 +306,7 @@ def _box_statistics(samples: Pixels) -> tuple[Pixels, Pixels]:
             second += deviation * deviation
         mean = first / (high - low)
         level[box] = median
-        noise[box] = np.sqrt(max(0.0, second / (high - low) - mean * mean)) / _CLIPPED_STD
+        noise[box] = np.sqrt(max(0.0, second / (high - low) - mean * mean))
     return level, noise
 
 

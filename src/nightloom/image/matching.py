@@ -14,7 +14,7 @@ Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
 _CLIP_SIGMA = 4.0
-_LEAST_CLIP = 0.1  # of the tolerance
+_LEAST_CLIP = 0.3  # of the tolerance
 _MOST_TURNS = 12
 
 

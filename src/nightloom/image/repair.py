@@ -1,4 +1,4 @@
-"""Single masked pixels filled from their neighbours, so that wide apertures need not be given up."""
+"""Single masked pixels filled from their neighbours, so that no wide aperture is given up."""
 
 from __future__ import annotations
 

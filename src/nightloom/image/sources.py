@@ -27,13 +27,13 @@ _LEAST_PROMINENCE = 0.05  # of the light of the brighter star on which a fainter
 
 @njit(nogil=True, cache=True)
 def _cut(frame: Pixels, flags: Mask, mesh: Mesh, x0: int, y0: int, cut: Floats) -> None:
-    """Square around a pixel above the background; 0 off the frame and where not usable."""
+    """Square around a pixel above the background; NaN off the frame and where not usable."""
     ny, nx = frame.shape
     half = len(cut) // 2
     level = level_at(mesh, np.float64(x0), np.float64(y0))
     slope_x = level_at(mesh, x0 + 1.0, np.float64(y0)) - level
     slope_y = level_at(mesh, np.float64(x0), y0 + 1.0) - level
-    cut[:] = 0.0
+    cut[:] = np.nan
     for y in range(max(0, y0 - half), min(ny, y0 + half + 1)):
         for x in range(max(0, x0 - half), min(nx, x0 + half + 1)):
             if not flags[y, x] & UNUSABLE and abs(frame[y, x]) < np.inf:
@@ -96,8 +96,11 @@ def _take_out_sharp(cut: Floats, reach: int, least: float) -> bool:
 
 
 @njit(nogil=True, cache=True)
-def _pedestal(cut: Floats, inner_px: float, outer_px: float) -> float:
-    """Light per pixel on which the centre of a square stands: mean of a ring, clipped twice."""
+def _take_off_pedestal(cut: Floats, inner_px: float, outer_px: float) -> float:
+    """Take off the light per pixel on which the centre of a square stands, and return it.
+
+    It is the mean of a ring, clipped twice; what is no number has that light too.
+    """
     half = len(cut) // 2
     mean, reach = 0.0, np.inf
     for _ in range(3):
@@ -105,15 +108,17 @@ def _pedestal(cut: Floats, inner_px: float, outer_px: float) -> float:
         for j in range(len(cut)):
             for i in range(len(cut)):
                 far = (i - half) ** 2 + (j - half) ** 2
-                if inner_px * inner_px <= far <= outer_px * outer_px:
-                    value = cut[j, i] - mean
-                    if abs(value) <= reach:
-                        n += 1
-                        first += value
-                        second += value * value
+                value = cut[j, i] - mean
+                if inner_px * inner_px <= far <= outer_px * outer_px and abs(value) <= reach:
+                    n += 1
+                    first += value
+                    second += value * value
         if n == 0:
             break
         mean, reach = mean + first / n, 2.0 * np.sqrt(max(0.0, second / n - (first / n) ** 2))
+    for j in range(len(cut)):
+        for i in range(len(cut)):
+            cut[j, i] = 0.0 if np.isnan(cut[j, i]) else cut[j, i] - mean
     return mean
 
 
@@ -261,9 +266,10 @@ def measure(
     n = 0
     for k in range(len(found)):
         x0, y0 = found[k, 0], found[k, 1]
-        _cut(frame, flags, mesh, x0, y0, cut)
         noise = noise_at(mesh, np.float64(x0), np.float64(y0))
         least = threshold_sigma * noise
+        _cut(frame, flags, mesh, x0, y0, cut)
+        light = _take_off_pedestal(cut, reach_px, ring_px)
         if _take_out_sharp(cut, len(taps) - 1, least):
             # Without the hit the peak, if there still is one, lies elsewhere.
             dx, dy = _highest(cut, taps)
@@ -271,11 +277,13 @@ def measure(
                 continue
             x0, y0 = x0 + dx, y0 + dy
             _cut(frame, flags, mesh, x0, y0, cut)
+            light = _take_off_pedestal(cut, reach_px, ring_px)
             _take_out_sharp(cut, len(taps) - 1, least)
         group = nearest_group(flags, groups, x0, y0, fwhm_px)
-        if group < 0:
-            light = _pedestal(cut, reach_px, ring_px)
-            cut -= light
+        if group >= 0:
+            # The ring of a saturated star may lie on its plateau.
+            cut += light
+        else:
             noise = np.sqrt(noise * noise + max(light, 0.0))
         snr = _filtered(cut, taps, 0, 0) / (gain * noise)
         if not snr > threshold_sigma:

@@ -66,7 +66,7 @@ class Contents:
     clean: Bools
     weight: Floats  # [star]: of every star as comparison
     comparisons: Comparisons
-    radius_px: Floats  # [aperture]: median over the frames
+    radius_px: Floats  # [aperture]: at the median FWHM of the frames
     fixed: Bools  # [aperture]: radius is fixed in pixels
     scatter: Floats  # [aperture]: of the target
     annulus_px: tuple[float, float]
@@ -134,22 +134,25 @@ def read_contents(paths: PagePaths, *, night: str) -> Contents:
         )
     star = int(facts["star"])
     columns, some = read_columns(paths, night=night)
+    apertures = read_arrays(paths.field, ["radius_fwhm", "radius_px"])
     weight = read_arrays(paths.lightcurve, ["weight"])["weight"]
-    apertures = read_arrays(paths.field, ["aperture_radius_px", "radius_px"])
-    radii = apertures["aperture_radius_px"][some]
     scatter = read_arrays(paths.ensemble, ["scatter"])["scatter"]
     reference, row = _reference(paths, n_stars=len(weight), star=star)
     plate = None if paths.plate is None else plate_of(paths.plate)
+    fwhm_px = _middle(columns["fwhm_px"])
+    if reference is not None and not np.isfinite(fwhm_px):
+        fwhm_px = reference.fwhm_px
+    fixed = np.isfinite(apertures["radius_px"])
     return Contents(
         facts=facts,
         columns=columns,
         clean=(columns["flags"] == 0) & np.isfinite(columns["flux"]),
         weight=weight,
         comparisons=_comparisons(paths.ensemble, weight, some),
-        radius_px=_medians(radii),
-        fixed=np.isfinite(apertures["radius_px"]),
+        radius_px=np.where(fixed, apertures["radius_px"], apertures["radius_fwhm"] * fwhm_px),
+        fixed=fixed,
         scatter=scatter[star],
-        annulus_px=_annulus(paths, _middle(columns["fwhm_px"])),
+        annulus_px=_annulus(paths, fwhm_px),
         reference=reference,
         plate=plate,
         star=row,
@@ -218,6 +221,7 @@ def _reference(
         stack=stack,
         x=stars["x"],
         y=stars["y"],
+        flux=stars["flux"],
         clean=~(stars["saturated"] | stars["blended"] | stars["appended"]),
         fwhm_px=float(facts["fwhm_px"]),
         beta=float("nan") if facts["psf_beta"] is None else float(facts["psf_beta"]),
@@ -288,11 +292,6 @@ def flag_counts(columns: dict[str, NDArray[Any]]) -> list[tuple[str, int, str]]:
         if not flag.mask & CAVEATS
     ]
     return [row for row in counts if row[1]]
-
-
-def _medians(radii: NDArray[Any]) -> Floats:
-    """Median of each column over the rows that have a number."""
-    return np.array([_middle(column) for column in radii.T.astype(np.float64)])
 
 
 def _middle(values: NDArray[Any]) -> float:

@@ -103,7 +103,7 @@ def night_panels(
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     figure.text(0.012, 1 - 0.2 / (2.3 * rows + 0.5), title, size=10.5, va="center")
     longest = max(float(np.ptp(axis.spans)) for axis in axes.values())
-    low, high = limits(flux, clean)
+    low, high = _limits_with_errors(flux, flux_err, clean)
     for panel, (name, axis) in zip(grid.flat, axes.items(), strict=False):
         some = night == name
         _draw_curve(
@@ -136,6 +136,7 @@ def overview(
     nights = [some for some in nights if some.any()]
     middle = np.array([np.median(time_d[some]) for some in nights]) - day
     quartiles = np.array([np.percentile(flux[some], [25, 50, 75]) for some in nights])
+    quartiles = quartiles.reshape(-1, 3)
     panel.errorbar(
         middle, quartiles[:, 1], np.abs(quartiles[:, [0, 2]] - quartiles[:, [1]]).T, fmt="o",
         ms=5, color=VERMILION, mec="white", mew=0.6, elinewidth=1.3,
@@ -222,14 +223,15 @@ def systematics(
     shown = [row for row in rows if any(np.isfinite(values).any() for _, values in row[1])]
     figure, panels = _panels([1.05] * len(shown), title=title)
     for panel, (label, curves) in zip(panels, shown, strict=True):
+        low, high = _systematic_limits(np.array([values for _, values in curves]), clean)
         for (name, values), colour in zip(curves, (BLUE, VERMILION, GREEN), strict=False):
-            bad = np.where(clean, np.nan, values)
-            panel.plot(axis.x, bad, "o", ms=2.8, mfc="none", mec=GREY, mew=0.7)
+            bad = np.where(clean, np.nan, np.clip(values, low, high))
+            panel.plot(axis.x, bad, "o", ms=2.8, mfc="none", mec=GREY, mew=0.7, clip_on=False)
             good = np.where(clean, values, np.nan)
             panel.plot(axis.x, good, "o", ms=2.8, mew=0, color=colour, label=name)
         panel.set_ylabel(label)
         panel.yaxis.set_label_coords(-0.065, 0.5)
-        panel.margins(y=0.15)
+        panel.set_ylim(low, high)
         if len(curves) > 1:
             panel.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.1)
         panel.tick_params(labelbottom=False)
@@ -263,7 +265,8 @@ def aperture_choice(
     here = (radius_px[chosen], percent[chosen])
     panel.plot(*here, "o", ms=13, mfc="none", mec=VERMILION, mew=1.8)
     panel.annotate(
-        label, here, xytext=(0, 16), textcoords="offset points", color=VERMILION, ha="center",
+        label, here, xytext=(0, 14), textcoords="offset points", color=VERMILION, ha="center",
+        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6},
     )  # fmt: skip
     best = np.nanmin(percent)
     top = min(np.nanmax(percent), 5 * best)
@@ -289,7 +292,7 @@ def _draw_curve(
     panel: Axes, axis: TimeAxis, flux: Floats, flux_err: Floats, clean: Bools, *, bin_d: float,
     within: tuple[float, float] | None = None,
 ) -> None:  # fmt: skip
-    low, high = within or limits(flux, clean)
+    low, high = within or _limits_with_errors(flux, flux_err, clean)
     flagged = ~clean & np.isfinite(flux)
     crowded = len(flux) > CROWDED
     panel.errorbar(
@@ -313,6 +316,27 @@ def _draw_curve(
         label=f"means of {bin_d / MINUTE_D:.0f} minutes", zorder=4,
     )  # fmt: skip
     panel.set_ylim(low, high)
+
+
+def _systematic_limits(curves: Floats, clean: Bools) -> tuple[float, float]:
+    """Range of y of curves [curve, time]: flagged frames may widen it fourfold, not more."""
+    flat, which = curves.ravel(), np.tile(clean, len(curves))
+    low, high = limits(flat, which)
+    good = flat[np.isfinite(flat)]
+    room = 1.5 * (high - low)
+    margin = 0.1 * (high - low)
+    return (
+        max(min(low, float(good.min()) - margin), low - room),
+        min(max(high, float(good.max()) + margin), high + room),
+    )
+
+
+def _limits_with_errors(flux: Floats, flux_err: Floats, clean: Bools) -> tuple[float, float]:
+    """Range of y with room for a usual error bar, which takes no more than a third of it."""
+    low, high = limits(flux, clean)
+    error = _median(flux_err[clean])
+    room = min(0.7 * error, 0.33 * (high - low)) if np.isfinite(error) else 0.0
+    return low - room, high + room
 
 
 def _panels(heights_in: Sequence[float], *, title: str) -> tuple[Figure, list[Axes]]:

@@ -28,7 +28,6 @@ HALO = "white"
 PLATE_OF_TEXT = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.8}
 MAX_SIDE_PX = 1400  # of an image as drawn; larger ones are averaged in blocks
 MAX_CATALOGUE = 400
-NAMED_COMPARISONS = 12
 PROFILE_STARS = 20
 _BARS_ARCSEC = (5, 10, 20, 30, 60, 120, 180, 300, 600, 900, 1200, 1800, 3600)
 
@@ -37,13 +36,14 @@ _BARS_ARCSEC = (5, 10, 20, 30, 60, 120, 180, 300, 600, 900, 1200, 1800, 3600)
 class Reference:
     """A reference with its star list, and what a plate says of it: NaN or empty without one.
 
-    stack [y, x]; x, y, clean [star]: clean ones are neither saturated, blended nor appended.
-    north, east: unit vectors (x, y) in the image.
+    stack [y, x]; x, y, flux, clean [star]: clean ones are neither saturated, blended nor appended.
+    fwhm_px, beta: of the stars before the pixels blur them. north, east: unit vectors (x, y).
     """
 
     stack: NDArray[np.float32]
     x: Floats
     y: Floats
+    flux: Floats
     clean: Bools
     fwhm_px: float
     beta: float
@@ -162,20 +162,20 @@ def cutout(
 
 @styled
 def profile(reference: Reference, *, star: int, radius_px: float, title: str) -> Figure:
-    """Radial profile of the stack's clean bright stars and of the target, with FWHM and aperture.
+    """Radial profile of the target and of clean stars as bright as it, with FWHM and aperture.
 
     Every star is background-subtracted and divided by its flux within 1.5 FWHM; the model's
-    peak is 1.
+    peak, as pixels see it, is 1.
     """
     figure = Figure(figsize=(4.6, 3.9))
-    panel = figure.add_axes((0.12, 0.13, 0.85, 0.77))
+    panel = figure.add_axes((0.12, 0.13, 0.85, 0.73))
     reach = max(3.0 * reference.fwhm_px, 1.25 * radius_px)
-    stars = [int(k) for k in np.flatnonzero(reference.clean) if k != star][:PROFILE_STARS]
+    stars = _alike(reference, star)
     clouds = [radial_values(reference, k, reach_px=reach) for k in stars]
     target = radial_values(reference, star, reach_px=reach)
     pool = clouds or [target]
     radius, value = (np.concatenate([cloud[k] for cloud in pool]) for k in (0, 1))
-    model = moffat(radius, fwhm_px=reference.fwhm_px, beta=reference.beta)
+    model = seen_moffat(radius, fwhm_px=reference.fwhm_px, beta=reference.beta)
     core = (radius < reference.fwhm_px) & np.isfinite(value)
     peak = float(np.sum(model[core] * value[core]) / max(np.sum(model[core] ** 2), 1e-12))
     panel.plot(
@@ -186,15 +186,16 @@ def profile(reference: Reference, *, star: int, radius_px: float, title: str) ->
         panel.errorbar(
             middle, rows[:, 1], np.abs(rows[:, [0, 2]] - rows[:, [1]]).T, fmt="o", ms=4,
             color=BLUE, mec="white", mew=0.5, elinewidth=1.0, zorder=4,
-            label=f"median of {len(clouds)} clean stars",
+            label=f"{len(clouds)} clean stars, median",
         )  # fmt: skip
     fine = np.linspace(0, reach, 200)
     panel.plot(
-        fine, moffat(fine, fwhm_px=reference.fwhm_px, beta=reference.beta), "-", color=INK, lw=1.0,
-        label=_model_name(reference.beta),
+        fine, seen_moffat(fine, fwhm_px=reference.fwhm_px, beta=reference.beta), "-", color=INK,
+        lw=1.0, label=_model_name(reference.beta),
     )  # fmt: skip
     half = 0.5 * reference.fwhm_px
-    panel.plot([half, half, 0], [0, 0.5, 0.5], ":", color=INK, lw=1.0)
+    panel.plot([half, half], [0, 0.5], ":", color=INK, lw=1.2)
+    panel.plot([0, half], [0.5, 0.5], ":", color=INK, lw=1.2)
     panel.axvline(radius_px, color=VERMILION, lw=1.3)
     label = panel.text(half + 0.03 * reach, 0.5, f"FWHM {reference.fwhm_px:.2f} px", va="center")
     label.set_bbox(PLATE_OF_TEXT)
@@ -204,8 +205,11 @@ def profile(reference: Reference, *, star: int, radius_px: float, title: str) ->
     panel.axhline(0, color=PALE, lw=0.8)
     panel.set(xlim=(0, reach), ylim=(-0.12, 1.18))
     panel.set(xlabel="distance from the centroid (px)", ylabel="value over the model's peak")
-    panel.legend(loc="upper right", handletextpad=0.4)
-    figure.text(0.12, 0.955, title, size=10.5, va="center")
+    panel.legend(
+        loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, handletextpad=0.3, handlelength=1.2,
+        columnspacing=0.9,
+    )  # fmt: skip
+    figure.text(0.12, 0.96, title, size=10.5, va="center")
     return figure
 
 
@@ -239,6 +243,29 @@ def moffat(radius_px: Floats, *, fwhm_px: float, beta: float) -> Floats:
         return np.asarray(0.5 ** ((2 * radius_px / fwhm_px) ** 2))
     alpha = 0.5 * fwhm_px / np.sqrt(2.0 ** (1.0 / beta) - 1.0)
     return np.asarray((1.0 + (radius_px / alpha) ** 2) ** -beta)
+
+
+def seen_moffat(radius_px: Floats, *, fwhm_px: float, beta: float) -> Floats:
+    """Mean of such a profile over a pixel at a radius, over that of the pixel at the centre."""
+    offsets = (np.arange(5) - 2) / 5
+    angles = np.radians([0.0, 22.5, 45.0])
+    radius = np.append(radius_px, 0.0)[:, None, None, None]
+    x = radius * np.cos(angles)[:, None, None] + offsets[:, None]
+    y = radius * np.sin(angles)[:, None, None] + offsets
+    seen = moffat(np.hypot(x, y), fwhm_px=fwhm_px, beta=beta).mean(axis=(1, 2, 3))
+    return np.asarray(seen[:-1] / seen[-1])
+
+
+def _alike(reference: Reference, star: int) -> list[int]:
+    """The clean stars that come nearest to a star in brightness; the brightest, if it has none.
+
+    Much brighter ones may be saturated without anybody knowing, much fainter ones are noise.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        apart = np.abs(np.log(reference.flux / reference.flux[star]))
+    known = np.where(np.isfinite(apart), apart, np.arange(len(apart)))
+    order = [int(k) for k in np.argsort(known, kind="stable") if reference.clean[k] and k != star]
+    return order[:PROFILE_STARS]
 
 
 def _model_name(beta: float) -> str:

@@ -238,17 +238,18 @@ def _field(contents: Contents, labels: dict[int, str]) -> list[Picture]:
     return [
         picture(
             field, f"Reference stack with the star list, {name} and its comparison stars marked",
-            "Inverted grey, asinh stretch. C1 to C8 are the comparison stars that weigh most; "
+            "Inverted grey, asinh stretch. C1, C2, ... are the comparison stars that weigh most; "
             "crosses are catalogue stars where the plate puts them.",
         ),
         picture(
             cut, f"Cutout around {name} with aperture and annulus",
-            f"Aperture {tables.aperture_text(contents)}; annulus {inner:.1f} to {outer:.1f} px: "
-            "medians over the frames.",
+            f"Aperture {tables.aperture_text(contents)}; annulus {inner:.1f} to {outer:.1f} px, at "
+            "the median FWHM of the frames.",
         ),
         picture(
             profile, "Radial profile of clean stars and of the target, with FWHM and aperture",
-            "Rings of clean stars: median, 16th and 84th percentile.",
+            "Rings of the clean stars nearest in brightness: median, 16th and 84th percentile. FWHM"
+            " and model are those before the pixels blur them; the curve is as pixels see it.",
         ),
     ]  # fmt: skip
 
@@ -274,7 +275,7 @@ def _choices(contents: Contents, axis: TimeAxis, labels: dict[int, str]) -> list
         title="Before division: the target and its comparison",
     )  # fmt: skip
     pictures.append(wide_picture(figure, "Raw flux of the target and the comparison's factor"))
-    if np.isfinite(contents.scatter).any():
+    if np.isfinite(contents.scatter * contents.radius_px).any():
         figure = figures.aperture_choice(
             contents.radius_px, contents.scatter, contents.fixed,
             chosen=int(contents.facts["aperture"]), label=tables.aperture_text(contents),
@@ -293,7 +294,8 @@ def _systematics(contents: Contents, axis: TimeAxis) -> list[Picture]:
     unit = "ADU" if contents.facts["flux_units"] == "adu" else "e⁻"
     rows = [
         ("shift (px)", [("x", c["shift_x_px"]), ("y", c["shift_y_px"])]),
-        ("rotation (deg)", [("", c["rotation_deg"])]),
+        # Cut where no mount stands: on either side of a flip there are 0 and 180.
+        ("rotation (deg)", [("", (c["rotation_deg"] + 90) % 360 - 90)]),
         ("FWHM (px)", [("", c["fwhm_px"])]),
         ("elongation", [("", c["elongation"])]),
         (f"sky ({unit}/px)", [("frame", c["background_level"]), ("target", c["background"])]),

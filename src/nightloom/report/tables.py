@@ -193,9 +193,10 @@ def provenance_rows(
     settings: list[tuple[str, str]] = []
     for attributes in every:
         inputs = [name for name, _ in attributes["inputs"]]
-        text = ", ".join(inputs[:MAX_INPUTS])
-        if len(inputs) > MAX_INPUTS:
-            text += f" and {len(inputs) - MAX_INPUTS} more"
+        shown = inputs if len(inputs) <= MAX_INPUTS else inputs[:2]
+        text = ", ".join(shown)
+        if len(inputs) > len(shown):
+            text += f" and {len(inputs) - len(shown)} more"
         product = str(attributes["product"])
         version = str(attributes["algorithm_version"])
         rows.append((product, str(attributes["fingerprint"]), version, text))
