@@ -19,6 +19,9 @@ from nightloom.report.pages import page_recipes
 from nightloom.report.tables import quarantined_table
 from nightloom.store.products import Attempt, current, require, write_attempt
 
+# One process writes the products that these tests share.
+pytestmark = pytest.mark.xdist_group("report_pages")
+
 PAGE = "report/Fake-Sons-1/R/"
 NIGHTS = ("2024-10-01", "2024-10-02")
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightloom.image.asterisms import asterism_candidates
-from nightloom.image.matching import Floats, Ints, pairs, refine, voted_shift
+from nightloom.image.matching import Floats, Ints, moved_by, pairs, refine, voted_shift
 
 Matrix: TypeAlias = Floats
 Model: TypeAlias = Literal["similarity", "affine"]
@@ -78,12 +78,11 @@ def shift_at(matrix: Matrix, x_px: float, y_px: float) -> tuple[float, float]:
 def match(
     source_xy: NDArray[Any], target_xy: NDArray[Any], matrix: Matrix, tolerance: float
 ) -> Ints:
-    """Pairs [pair, 2] of indices into source and target: each the other's nearest, by source.
+    """Pairs [pair, 2] of indices into source and target, one to one, nearest first served.
 
-    Points [n, 2]; tolerance in target units.
+    By source. Points [n, 2]; tolerance in target units.
     """
-    found: Ints = pairs(_points(source_xy), _points(target_xy), _float(matrix), tolerance)
-    return found
+    return pairs(_points(source_xy), _points(target_xy), _float(matrix), tolerance)[0]
 
 
 def align(
@@ -186,7 +185,9 @@ def _from_prediction(
         return Refusal("the prediction is no number", 0, math.nan)
     few_source, few_target = source[: _STAGES[-1]], target[: _STAGES[-1]]
     reach = _PREDICTION_REACH * limits.tolerance
-    shifted = voted_shift(few_source, few_target, prediction, reach, limits.tolerance)
+    moved = np.ascontiguousarray(moved_by(prediction, few_source))
+    shifted = prediction.copy()
+    shifted[:, 2] += voted_shift(moved, few_target, reach, limits.tolerance)
     trials = math.pi * _PREDICTION_REACH**2
     needed = _needed_matches(few_source, few_target, trials, limits)
     return _judged_on_all(source, target, shifted, needed, limits)
@@ -236,9 +237,9 @@ def _judged(
 ) -> Alignment | Refusal:
     """Fit from a start until the matches stay, then accept it or say why not."""
     matrix, n_matched, residual = refine(
-        source, target, start, limits.tolerance, limits.model == "affine"
+        source, target, start, tolerance=limits.tolerance, affine=limits.model == "affine"
     )
-    if n_matched < needed:
+    if not math.isfinite(residual) or n_matched < needed:
         reason = f"{n_matched} stars match, {needed} are needed to exclude chance"
         return Refusal(reason, n_matched, residual)
     if residual > _LARGEST_RESIDUAL * limits.tolerance:

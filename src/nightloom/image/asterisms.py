@@ -46,14 +46,16 @@ def asterism_candidates(
     theirs = _triangles(target_xy[:n_brightest], least_side)
     ours = _triangles(source_xy[:n_brightest], least_side / scale_range[1])
     cell, radius = max(tolerance, extent / _GRID), 2.0 * tolerance
+    x0, y0 = (target_xy.min(axis=0) - radius).tolist()
     found, count = _search(
         source_xy,
         target_xy,
         ours,
         theirs,
         _hash(theirs[1]),
-        (scale_range[0], scale_range[1], tolerance, cell, radius, float(allow_mirror)),
-        _map_of(target_xy, radius, cell),
+        (scale_range[0], scale_range[1], tolerance, float(allow_mirror)),
+        (x0, y0, cell),
+        _map_of(target_xy, radius, x0, y0, cell),
         least_matches,
     )
     return np.asarray(found[np.argsort(-count, kind="stable")])
@@ -69,33 +71,33 @@ def _triangles(xy: Floats, least_side: float) -> tuple[Ints, Floats]:
     n = len(xy)
     corners = np.empty((n * (n - 1) * (n - 2) // 6, 3), dtype=np.int64)
     shapes = np.empty((len(corners), 4))
-    sides = np.empty(3)
     kept = 0
     for k in range(2, n):
         for j in range(1, k):
             for i in range(j):
-                points = (i, j, k)
-                for side in range(3):
-                    a, b = points[(side + 1) % 3], points[(side + 2) % 3]
-                    sides[side] = np.hypot(xy[a, 0] - xy[b, 0], xy[a, 1] - xy[b, 1])
-                first, last = np.argmax(sides), np.argmin(sides)
-                longest, shortest = sides[first], sides[last]
-                if longest < least_side or shortest < _THINNEST * longest or first == last:
+                p, q, r = i, j, k
+                a, b, c = _distance(xy, j, k), _distance(xy, i, k), _distance(xy, i, j)
+                if a < b:
+                    a, b, p, q = b, a, q, p
+                if b < c:
+                    b, c, q, r = c, b, r, q
+                if a < b:
+                    a, b, p, q = b, a, q, p
+                if a < least_side or not c > _THINNEST * a:
                     continue
-                middle = 3 - first - last
-                p, q, r = points[first], points[middle], points[last]
-                cross = (xy[q, 0] - xy[p, 0]) * (xy[r, 1] - xy[p, 1]) - (xy[q, 1] - xy[p, 1]) * (
-                    xy[r, 0] - xy[p, 0]
-                )
-                corners[kept] = (p, q, r)
-                shapes[kept] = (
-                    sides[middle] / longest,
-                    shortest / longest,
-                    longest,
-                    1.0 if cross > 0 else -1.0,
-                )
+                cross = (xy[q, 0] - xy[p, 0]) * (xy[r, 1] - xy[p, 1])
+                cross -= (xy[q, 1] - xy[p, 1]) * (xy[r, 0] - xy[p, 0])
+                corners[kept, 0], corners[kept, 1], corners[kept, 2] = p, q, r
+                shapes[kept, 0], shapes[kept, 1], shapes[kept, 2] = b / a, c / a, a
+                shapes[kept, 3] = 1.0 if cross > 0 else -1.0
                 kept += 1
     return corners[:kept], shapes[:kept]
+
+
+@njit(nogil=True, cache=True)
+def _distance(xy: Floats, i: int, j: int) -> float:
+    far: float = np.hypot(xy[i, 0] - xy[j, 0], xy[i, 1] - xy[j, 1])
+    return far
 
 
 @njit(nogil=True, cache=True)
@@ -109,7 +111,8 @@ def _hash(shapes: Floats) -> tuple[Ints, Ints]:
     starts = np.zeros(_CELLS * _CELLS + 1, dtype=np.int64)
     for k in range(len(shapes)):
         starts[_cell_of(shapes[k, 0]) * _CELLS + _cell_of(shapes[k, 1]) + 1] += 1
-    starts = np.cumsum(starts)
+    for cell in range(len(starts) - 1):
+        starts[cell + 1] += starts[cell]
     order = np.empty(len(shapes), dtype=np.int64)
     filled = starts[:-1].copy()
     for k in range(len(shapes)):
@@ -120,17 +123,20 @@ def _hash(shapes: Floats) -> tuple[Ints, Ints]:
 
 
 @njit(nogil=True, cache=True)
-def _map_of(xy: Floats, radius: float, cell: float) -> NDArray[np.bool_]:
-    """Cells [y, x] that a point is near to; the first starts a radius before the least x, y."""
-    x0, y0 = xy[:, 0].min() - radius, xy[:, 1].min() - radius
-    ny = int((xy[:, 1].max() + radius - y0) / cell) + 1
-    nx = int((xy[:, 0].max() + radius - x0) / cell) + 1
+def _map_of(xy: Floats, radius: float, x0: float, y0: float, cell: float) -> NDArray[np.bool_]:
+    """Cells [y, x] that a point is near to; the first starts at (x0, y0)."""
+    ny, nx = 1, 1
+    for k in range(len(xy)):
+        nx = max(nx, int((xy[k, 0] + radius - x0) / cell) + 1)
+        ny = max(ny, int((xy[k, 1] + radius - y0) / cell) + 1)
     near = np.zeros((ny, nx), dtype=np.bool_)
     for k in range(len(xy)):
         x, y = xy[k, 0] - x0, xy[k, 1] - y0
         first_y, first_x = max(0, int((y - radius) / cell)), max(0, int((x - radius) / cell))
         last_y, last_x = int((y + radius) / cell), int((x + radius) / cell)
-        near[first_y : last_y + 1, first_x : last_x + 1] = True
+        for row in range(first_y, min(ny, last_y + 1)):
+            for column in range(first_x, min(nx, last_x + 1)):
+                near[row, column] = True
     return near
 
 
@@ -157,18 +163,19 @@ def _search(
     ours: tuple[Ints, Floats],
     theirs: tuple[Ints, Floats],
     hashed: tuple[Ints, Ints],
-    limits: tuple[float, float, float, float, float, float],
+    limits: tuple[float, float, float, float],
+    grid: tuple[float, float, float],
     near: NDArray[np.bool_],
     least_matches: int,
 ) -> tuple[Floats, Ints]:
     order, starts = hashed
-    low, high, tolerance, cell, radius, allow_mirror = limits
-    x0, y0 = target_xy[:, 0].min() - radius, target_xy[:, 1].min() - radius
+    low, high, tolerance, allow_mirror = limits
+    x0, y0, cell = grid
     found = np.empty((_MOST_CANDIDATES, 2, 3))
     count = np.zeros(_MOST_CANDIDATES, dtype=np.int64)
     n = 0
     for i in range(len(ours[1])):
-        middle, shortest, longest, turn = ours[1][i]
+        middle, shortest, longest = ours[1][i, 0], ours[1][i, 1], ours[1][i, 2]
         # A side's two ends may each be off by a tolerance at most; usually by far less.
         slack = 2.0 * tolerance / (longest * low)
         first, last = _cell_of(shortest - slack), _cell_of(shortest + slack)
@@ -177,7 +184,7 @@ def _search(
                 j = order[place]
                 other = theirs[1][j]
                 ratio = other[2] / longest
-                mirror = turn * other[3]
+                mirror = ours[1][i, 3] * other[3]
                 if ratio < low or ratio > high or (mirror < 0 and allow_mirror == 0.0):
                     continue
                 if abs(other[0] - middle) > slack or abs(other[1] - shortest) > slack:

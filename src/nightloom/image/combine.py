@@ -182,7 +182,9 @@ def _median_of_integers(
         for x0 in range(0, nx, step):
             width = min(step, nx - x0)
             for k in range(n):
-                buffer[k, :width] = stack[k, y, x0 : x0 + width]
+                source, place = stack[k, y, x0 : x0 + width], buffer[k]
+                for x in range(width):
+                    place[x] = source[x]
             _exchange(buffer, network, width)
             below = buffer[(n - 1) // 2]
             above = buffer[n // 2]
@@ -204,7 +206,8 @@ def _load(
 
     An infinite value sorts among those left out, but is counted, so it keeps its place.
     """
-    count[:] = 0
+    for x in range(len(count)):
+        count[x] = 0
     for k in range(len(stack)):
         row = chunk[k]
         source = stack[k, y, x0 : x0 + len(count)]
@@ -292,6 +295,38 @@ def _kept(column: NDArray[Any], n: int, reach: float) -> tuple[int, int]:
 
 
 @njit(nogil=True, cache=True)
+def _median_of_known(values: NDArray[np.float64]) -> float:
+    """Upper median of what is not NaN, by Hoare's selection; 0 where nothing is."""
+    known = np.empty(len(values))
+    n = 0
+    for k in range(len(values)):
+        if values[k] == values[k]:
+            known[n] = values[k]
+            n += 1
+    if n == 0:
+        return 0.0
+    low, high, wanted = 0, n - 1, n // 2
+    while low < high:
+        pivot, i, j = known[(low + high) // 2], low, high
+        while i <= j:
+            while known[i] < pivot:
+                i += 1
+            while known[j] > pivot:
+                j -= 1
+            if i <= j:
+                known[i], known[j] = known[j], known[i]
+                i, j = i + 1, j - 1
+        if wanted <= j:
+            high = j
+        elif wanted >= i:
+            low = i
+        else:
+            break
+    median: float = known[wanted]
+    return median
+
+
+@njit(nogil=True, cache=True)
 def _row_scale(
     buffer: NDArray[Any], count: NDArray[np.int64], scale: NDArray[np.float64], least: float
 ) -> None:
@@ -303,7 +338,7 @@ def _row_scale(
         if count[x]:
             median = _middle(column, 0, count[x])
             scale[x] = 1.4826 * _median_deviation(column, count[x], median)
-    least = max(least, np.nanmedian(scale))
+    least = max(least, _median_of_known(scale))
     for x in range(len(scale)):
         scale[x] = max(scale[x], least)
         if scale[x] == 0.0 and count[x]:
@@ -336,7 +371,8 @@ def _clip(
             _load(stack, valid, y, x0, buffer[chunk], count[x0 : x0 + step])
             _exchange(buffer[chunk], network, min(step, nx - x0))
         if given.size:
-            scale[:] = given[y]
+            for x in range(nx):
+                scale[x] = given[y, x]
         else:
             _row_scale(buffer, count, scale, least)
         for x in range(nx):

@@ -73,9 +73,11 @@ def background_mesh(pixels_e: NDArray[Any], mask: NDArray[Any], *, box_px: int =
     ny, nx = pixels_e.shape
     edges_y, edges_x = _edges(ny, box_px), _edges(nx, box_px)
     stride = max(1, box_px * box_px // _SAMPLES)
-    samples = _sample(as_pixels(pixels_e), as_mask(mask), edges_y, edges_x, stride)
-    samples.sort(axis=1)
     shape = (len(edges_y) - 1, len(edges_x) - 1)
+    most = np.diff(edges_y).max() * -(-np.diff(edges_x).max() // stride)
+    samples = np.full((shape[0] * shape[1], most), np.nan, dtype=np.float32)
+    _sample(as_pixels(pixels_e), as_mask(mask), edges_y, edges_x, stride, samples)
+    samples.sort(axis=1)
     box_level, scatter = _box_statistics(samples)
     level = _smooth(_fill(box_level.reshape(shape)), True)
     return Background(
@@ -143,7 +145,8 @@ def detect(
         stars = sources.measure(frame, flags, mesh, found, taps, fwhm_px, threshold_sigma, groups)
         stars = stars[np.argsort(-stars[:, sources.FLUX], kind="stable")]
         stars = stars[sources.stand_out(frame, flags, mesh, stars, taps, fwhm_px, threshold_sigma)]
-        blended = sources.near_another(stars, 2.0 * fwhm_px)[:max_stars]
+        x, y = stars[:, sources.X].copy(), stars[:, sources.Y].copy()
+        blended = _near_another(x, y, 2.0 * fwhm_px)[:max_stars]
         stars = stars[:max_stars]
         saturated = stars[:, sources.GROUP] >= 0
     return Detections(
@@ -225,18 +228,17 @@ def _sample(
     edges_y: NDArray[np.int64],
     edges_x: NDArray[np.int64],
     stride: int,
-) -> Pixels:
-    """Every stride-th good pixel of each box, on diagonals so that no row or column is left out.
+    samples: Pixels,
+) -> None:
+    """Put every stride-th good pixel of each box into samples [box, pixel].
 
-    Returns [box, pixel], NaN behind the last.
+    They lie on diagonals, so that no row or column is left out.
     """
     boxes_y, boxes_x = len(edges_y) - 1, len(edges_x) - 1
-    width = np.max(edges_x[1:] - edges_x[:-1])
-    most = np.max(edges_y[1:] - edges_y[:-1]) * (-(-width // stride))
-    samples = np.full((boxes_y * boxes_x, most), np.nan, dtype=np.float32)
-    used = np.zeros(boxes_x, dtype=np.int64)
+    used = np.empty(boxes_x, dtype=np.int64)
     for i in range(boxes_y):
-        used[:] = 0
+        for j in range(boxes_x):
+            used[j] = 0
         for y in range(edges_y[i], edges_y[i + 1]):
             row, marks = frame[y], flags[y]
             for j in range(boxes_x):
@@ -248,7 +250,6 @@ def _sample(
                         place[k] = row[x]
                         k += 1
                 used[j] = k
-    return samples
 
 
 @njit(nogil=True, cache=True)
@@ -310,19 +311,17 @@ def _box_statistics(samples: Pixels) -> tuple[Pixels, Pixels]:
     return level, noise
 
 
-@njit(nogil=True, cache=True)
 def _fill(plane: Pixels) -> Pixels:
     """NaN replaced by the mean of the neighbours that are known, from the rim inwards."""
-    ny, nx = plane.shape
-    known = plane.copy()
-    while np.isnan(known).any() and not np.isnan(known).all():
-        before = known.copy()
-        for y in range(ny):
-            for x in range(nx):
-                if np.isnan(before[y, x]):
-                    near = before[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
-                    known[y, x] = np.nanmean(near)
-    return known
+    filled = plane.copy()
+    while np.isnan(filled).any() and np.isfinite(filled).any():
+        before = filled.copy()
+        for y, x in np.argwhere(np.isnan(before)):
+            near = before[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+            known = near[np.isfinite(near)]
+            if known.size:
+                filled[y, x] = known.mean()
+    return filled
 
 
 @njit(nogil=True, cache=True)
@@ -345,6 +344,18 @@ def _smooth(plane: Pixels, odd: bool) -> Pixels:
                         if 0 <= back_y < ny and 0 <= back_x < nx:
                             near[k] = 2 * near[k] - plane[back_y, back_x]
                     k += 1
-            near.sort()
+            peaks.sort_few(near)
             smooth[y, x] = near[4]
     return smooth
+
+
+@njit(nogil=True, cache=True)
+def _near_another(x: Floats, y: Floats, radius_px: float) -> NDArray[np.bool_]:
+    """Which stars have another within the radius."""
+    near = np.zeros(len(x), dtype=np.bool_)
+    for k in range(len(x)):
+        for other in range(k):
+            dx, dy = x[k] - x[other], y[k] - y[other]
+            if dx * dx + dy * dy <= radius_px * radius_px:
+                near[k] = near[other] = True
+    return near

@@ -24,7 +24,8 @@ def fit_similarity(
 ) -> None:
     """Least-squares similarity of source points on target points, by index, into `matrix`.
 
-    mirror: -1 turns the y of the source around first. NaN where all source points are one.
+    mirror: -1 turns the y of the source around first. Where all source points are one, the
+    first element is NaN.
     """
     n = len(ours)
     sx, sy, tx, ty = 0.0, 0.0, 0.0, 0.0
@@ -41,7 +42,7 @@ def fit_similarity(
         across += a * v - b * u
         size += a * a + b * b
     if not size > 0:
-        matrix[:] = np.nan
+        matrix[0, 0] = np.nan
         return
     along, across = along / size, across / size
     matrix[0, 0], matrix[0, 1] = along, -across * mirror
@@ -65,40 +66,25 @@ def _nearest(xy: Floats, order: Ints, sorted_x: Floats, x: float, y: float, reac
 
 
 @njit(nogil=True, cache=True)
-def _moved(xy: Floats, matrix: Floats) -> Floats:
-    moved = np.empty_like(xy)
-    for k in range(len(xy)):
-        for axis in range(2):
-            moved[k, axis] = (
-                matrix[axis, 0] * xy[k, 0] + matrix[axis, 1] * xy[k, 1] + matrix[axis, 2]
-            )
-    return moved
-
-
-@njit(nogil=True, cache=True)
-def pairs(source: Floats, target: Floats, matrix: Floats, reach: float) -> Ints:
-    """Indices [pair, 2] of points that are each other's nearest within reach, by source."""
-    moved = _moved(source, matrix)
-    target_order = np.argsort(target[:, 0], kind="mergesort")
-    target_x = target[:, 0][target_order]
-    moved_order = np.argsort(moved[:, 0], kind="mergesort")
-    moved_x = moved[:, 0][moved_order]
-    found = np.empty((len(source), 2), dtype=np.int64)
-    n = 0
-    for k in range(len(source)):
-        j = _nearest(target, target_order, target_x, moved[k, 0], moved[k, 1], reach)
-        if j < 0:
-            continue
-        back = _nearest(moved, moved_order, moved_x, target[j, 0], target[j, 1], reach)
-        if back == k:
-            found[n, 0], found[n, 1] = k, j
-            n += 1
-    return found[:n]
+def _claims(
+    moved: Floats, target: Floats, order: Ints, sorted_x: Floats, reach: float
+) -> tuple[Ints, Floats]:
+    """For each target the nearest of the moved points that have it as their nearest; -1: none."""
+    owner = np.full(len(target), -1, dtype=np.int64)
+    least = np.full(len(target), np.inf)
+    for k in range(len(moved)):
+        x, y = moved[k, 0], moved[k, 1]
+        j = _nearest(target, order, sorted_x, x, y, reach)
+        if j >= 0:
+            far = (target[j, 0] - x) ** 2 + (target[j, 1] - y) ** 2
+            if far < least[j]:
+                owner[j], least[j] = k, far
+    return owner, least
 
 
 @njit(nogil=True, cache=True)
 def _fit_affine(source: Floats, target: Floats, pairs: Ints) -> Floats:
-    """Least-squares affine transformation of the pairs; NaN where they lie on a line."""
+    """Least-squares affine transformation; its first element is NaN for pairs on a line."""
     n = len(pairs)
     mean = np.zeros(4)
     for k in range(n):
@@ -112,7 +98,8 @@ def _fit_affine(source: Floats, target: Floats, pairs: Ints) -> Floats:
             for j in range(2):
                 square[i, j] += a * (source[pairs[k, 0], j] - mean[j])
                 mixed[j, i] += a * (target[pairs[k, 1], j] - mean[2 + j])
-    matrix = np.full((2, 3), np.nan)
+    matrix = np.empty((2, 3))
+    matrix[0, 0] = np.nan
     det = square[0, 0] * square[1, 1] - square[0, 1] * square[1, 0]
     if det > 1e-12 * square[0, 0] * square[1, 1]:
         for j in range(2):
@@ -124,59 +111,13 @@ def _fit_affine(source: Floats, target: Floats, pairs: Ints) -> Floats:
 
 
 @njit(nogil=True, cache=True)
-def _distances(source: Floats, target: Floats, pairs: Ints, matrix: Floats) -> Floats:
-    moved = _moved(source, matrix)
-    far = np.empty(len(pairs))
-    for k in range(len(pairs)):
-        i, j = pairs[k]
-        far[k] = np.hypot(moved[i, 0] - target[j, 0], moved[i, 1] - target[j, 1])
-    return far
-
-
-@njit(nogil=True, cache=True)
-def refine(
-    source: Floats, target: Floats, start: Floats, tolerance: float, affine: bool
-) -> tuple[Floats, int, float]:
-    """Match and fit in turn, first within 3 tolerances, at last within 4 robust sigma.
-
-    Returns the matrix, the number of matches it was fitted to and their rms distance.
-    """
-    mirror = np.sign(start[0, 0] * start[1, 1] - start[0, 1] * start[1, 0])
-    matrix = start.copy()
-    n_matched, residual = 0, np.nan
-    reach = 3.0 * tolerance
-    for turn in range(_MOST_TURNS):
-        found = pairs(source, target, matrix, reach)
-        if len(found) < 3:
-            return matrix, len(found), np.nan
-        fitted = np.full((2, 3), np.nan)
-        if affine and turn > 1 and len(found) >= 6:
-            fitted = _fit_affine(source, target, found)
-        if np.isnan(fitted[0, 0]):
-            fit_similarity(source, target, found[:, 0], found[:, 1], mirror, fitted)
-        steady = turn > 2 and np.array_equal(fitted, matrix)
-        matrix = fitted
-        far = _distances(source, target, found, matrix)
-        n_matched, residual = len(found), np.sqrt(np.mean(far * far))
-        if steady:
-            break
-        # The median distance of a Gaussian scatter in two axes is 1.1774 sigma.
-        robust = max(_CLIP_SIGMA * np.median(far) / 1.1774, _LEAST_CLIP * tolerance)
-        reach = 2.0 * tolerance if turn == 0 else tolerance
-        if turn > 1:
-            reach = min(tolerance, robust)
-    return matrix, n_matched, residual
-
-
-@njit(nogil=True, cache=True)
 def voted_shift(
-    source: Floats, target: Floats, matrix: Floats, reach: float, tolerance: float
-) -> Floats:
-    """The matrix with the shift added on which most pairs within reach agree."""
-    moved = _moved(source, matrix)
-    shifts = np.empty((len(source) * len(target), 2))
+    moved: Floats, target: Floats, reach: float, tolerance: float
+) -> tuple[float, float]:
+    """The shift in x and y on which most pairs within reach agree; 0 where there is none."""
+    shifts = np.empty((len(moved) * len(target), 2))
     n = 0
-    for i in range(len(source)):
+    for i in range(len(moved)):
         for j in range(len(target)):
             dx, dy = target[j, 0] - moved[i, 0], target[j, 1] - moved[i, 1]
             if dx * dx + dy * dy <= reach * reach:
@@ -190,8 +131,70 @@ def voted_shift(
             agree += dx * dx + dy * dy <= tolerance * tolerance
         if agree > votes:
             best, votes = i, agree
-    voted = matrix.copy()
-    if best >= 0:
-        voted[0, 2] += shifts[best, 0]
-        voted[1, 2] += shifts[best, 1]
-    return voted
+    if best < 0:
+        return 0.0, 0.0
+    return shifts[best, 0], shifts[best, 1]
+
+
+def moved_by(matrix: Floats, xy: Floats) -> Floats:
+    """Points [n, 2] of the source in the target."""
+    moved: Floats = xy @ matrix[:, :2].T + matrix[:, 2]
+    return moved
+
+
+def pairs(source: Floats, target: Floats, matrix: Floats, reach: float) -> tuple[Ints, Floats]:
+    """Indices [pair, 2] of points that belong together, by source, and their distances.
+
+    Each point of the source claims the nearest of the target within reach; of several claims
+    the nearest counts.
+    """
+    order = np.argsort(target[:, 0], kind="stable")
+    moved = np.ascontiguousarray(moved_by(matrix, source))
+    owner, squared = _claims(moved, target, order, target[order, 0], reach)
+    taken = np.flatnonzero(owner >= 0)
+    taken = taken[np.argsort(owner[taken])]
+    return np.column_stack((owner[taken], taken)), np.sqrt(squared[taken])
+
+
+def refine(
+    source: Floats, target: Floats, start: Floats, *, tolerance: float, affine: bool
+) -> tuple[Floats, int, float]:
+    """Match and fit in turn, first within 3 tolerances, at last within 4 robust sigma.
+
+    Returns the matrix, the number of matches it was fitted to and their rms distance.
+    """
+    mirror = float(np.sign(np.linalg.det(start[:, :2])))
+    matrix, n_matched, residual = start, 0, np.nan
+    reach = 3.0 * tolerance
+    before = np.empty((0, 2), dtype=np.int64)
+    for turn in range(_MOST_TURNS):
+        found, _ = pairs(source, target, matrix, reach)
+        n_matched = len(found)
+        if n_matched < 3:
+            return matrix, n_matched, np.nan
+        steady = turn > 3 and np.array_equal(found, before)
+        before = found
+        matrix = _fitted(source, target, found, mirror, affine and turn > 1)
+        offset = moved_by(matrix, source[found[:, 0]]) - target[found[:, 1]]
+        far = np.hypot(offset[:, 0], offset[:, 1])
+        residual = float(np.sqrt(np.mean(far * far)))
+        if steady or not np.isfinite(residual):
+            break
+        reach = 2.0 * tolerance if turn == 0 else tolerance
+        if turn > 1:
+            # The median distance of a Gaussian scatter in two axes is 1.1774 sigma.
+            robust = _CLIP_SIGMA * float(np.median(far)) / 1.1774
+            reach = min(tolerance, max(robust, _LEAST_CLIP * tolerance))
+    return matrix, n_matched, residual
+
+
+def _fitted(source: Floats, target: Floats, found: Ints, mirror: float, affine: bool) -> Floats:
+    """Least-squares fit of the pairs: affine where asked for and 6 pairs allow it."""
+    if affine and len(found) >= 6:
+        matrix: Floats = _fit_affine(source, target, found)
+        if np.isfinite(matrix[0, 0]):
+            return matrix
+    matrix = np.empty((2, 3))
+    ours, theirs = np.ascontiguousarray(found[:, 0]), np.ascontiguousarray(found[:, 1])
+    fit_similarity(source, target, ours, theirs, mirror, matrix)
+    return matrix

@@ -34,6 +34,17 @@ def gaussian_taps(fwhm_px: float) -> Pixels:
 
 
 @njit(nogil=True, cache=True)
+def sort_few(values: Floats) -> None:
+    """Sort some ten values in place, by insertion."""
+    for k in range(1, len(values)):
+        value, place = values[k], k
+        while place > 0 and values[place - 1] > value:
+            values[place] = values[place - 1]
+            place -= 1
+        values[place] = value
+
+
+@njit(nogil=True, cache=True)
 def filter_gain(taps: Pixels) -> float:
     """Noise of the filtered frame over that of a pixel."""
     total = 0.0
@@ -90,14 +101,28 @@ def _mesh_row(plane: Pixels, row: float, x0: float, dx: float, ramp: Pixels, lin
 
 
 @njit(nogil=True, cache=True)
+def _ramp(n: int) -> Pixels:
+    ramp = np.empty(n, dtype=np.float32)
+    for x in range(n):
+        ramp[x] = x
+    return ramp
+
+
+@njit(nogil=True, cache=True)
 def mesh_image(mesh: Mesh, ny: int, nx: int) -> Pixels:
     """The level at every pixel [y, x]."""
     level, _, x0, dx, y0, dy = mesh
     image = np.empty((ny, nx), dtype=np.float32)
-    ramp = np.arange(nx).astype(np.float32)
+    ramp = _ramp(nx)
     for y in range(ny):
         _mesh_row(level, (y - y0) / dy, x0, dx, ramp, image[y])
     return image
+
+
+@njit(nogil=True, cache=True)
+def _set(line: Pixels, value: float) -> None:
+    for x in range(len(line)):
+        line[x] = value
 
 
 @njit(nogil=True, cache=True)
@@ -107,8 +132,8 @@ def _threshold_row(mesh: Mesh, y: int, factor: float, ramp: Pixels, line: Pixels
     row = min(max((y - y0) / dy, 0.0), noise.shape[0] - 1.0)
     _mesh_row(noise, row, x0, dx, ramp, line)
     last = noise.shape[1] - 1
-    line[: int(np.ceil(x0))] = _at(noise, row, 0.0)
-    line[int(np.floor(x0 + last * dx)) + 1 :] = _at(noise, row, np.float64(last))
+    _set(line[: int(np.ceil(x0))], _at(noise, row, 0.0))
+    _set(line[int(np.floor(x0 + last * dx)) + 1 :], _at(noise, row, np.float64(last)))
     for x in range(len(line)):
         line[x] *= np.float32(factor)
 
@@ -153,7 +178,7 @@ def find_peaks(
     level, _, x0, dx, y0, dy = mesh
     ny, nx = frame.shape
     reach = len(taps) - 1
-    ramp = np.arange(nx).astype(np.float32)
+    ramp = _ramp(nx)
     sky, limit = np.empty(nx, dtype=np.float32), np.empty(nx, dtype=np.float32)
     ring = np.zeros((2 * reach + 1, nx), dtype=np.float32)
     padded = np.zeros(nx + 2 * reach, dtype=np.float32)
@@ -169,21 +194,29 @@ def find_peaks(
             _mesh_row(level, (ahead - y0) / dy, x0, dx, ramp, sky)
             _residual_row(frame[ahead], flags[ahead], sky, slot)
         else:
-            slot[:] = 0.0
+            _set(slot, 0.0)
         y = ahead - reach
         if 0 <= y < ny:
             _filtered_row(ring, y, taps, padded, lines[y % 3, 1 : nx + 1])
         elif y == ny:
-            lines[y % 3] = -np.inf
+            _set(lines[y % 3], -np.inf)
         if y >= 1:
             _threshold_row(mesh, y - 1, factor, ramp, limit)
             more = _maxima(lines, y - 1, limit, columns)
-            while n + more > len(found):
-                found = np.concatenate((found, np.empty_like(found)))
-            found[n : n + more, 0] = columns[:more]
-            found[n : n + more, 1] = y - 1
+            if n + more > len(found):
+                found = _longer(found, n, 2 * (n + more))
+            for k in range(more):
+                found[n + k, 0], found[n + k, 1] = columns[k], y - 1
             n += more
     return found[:n]
+
+
+@njit(nogil=True, cache=True)
+def _longer(rows: Ints, used: int, size: int) -> Ints:
+    longer = np.empty((size, 2), dtype=np.int64)
+    for k in range(used):
+        longer[k, 0], longer[k, 1] = rows[k, 0], rows[k, 1]
+    return longer
 
 
 @njit(nogil=True, cache=True)

@@ -9,7 +9,16 @@ from numba import njit
 from numpy.typing import NDArray
 
 from nightloom.image.calibrate import Mask, Pixels
-from nightloom.image.peaks import UNUSABLE, Floats, Ints, Mesh, filter_gain, level_at, noise_at
+from nightloom.image.peaks import (
+    UNUSABLE,
+    Floats,
+    Ints,
+    Mesh,
+    filter_gain,
+    level_at,
+    noise_at,
+    sort_few,
+)
 from nightloom.image.saturation import Groups, nearest_group
 
 X, Y, FLUX, PEAK, SNR, ELONGATION, SHARPNESS, GROUP = range(8)  # columns of a star
@@ -33,7 +42,9 @@ def _cut(frame: Pixels, flags: Mask, mesh: Mesh, x0: int, y0: int, cut: Floats) 
     level = level_at(mesh, np.float64(x0), np.float64(y0))
     slope_x = level_at(mesh, x0 + 1.0, np.float64(y0)) - level
     slope_y = level_at(mesh, np.float64(x0), y0 + 1.0) - level
-    cut[:] = np.nan
+    for y in range(len(cut)):
+        for x in range(len(cut)):
+            cut[y, x] = np.nan
     for y in range(max(0, y0 - half), min(ny, y0 + half + 1)):
         for x in range(max(0, x0 - half), min(nx, x0 + half + 1)):
             if not flags[y, x] & UNUSABLE and abs(frame[y, x]) < np.inf:
@@ -86,7 +97,7 @@ def _take_out_sharp(cut: Floats, reach: int, least: float) -> bool:
                         if dx or dy:
                             near[k] = cut[y + dy, x + dx]
                             k += 1
-                near.sort()
+                sort_few(near)
                 cut[y, x] = min(0.5 * (near[3] + near[4]), 0.5 * cut[y, x])
                 taken = True
         if not taken:
@@ -282,21 +293,23 @@ def measure(
         group = nearest_group(flags, groups, x0, y0, fwhm_px)
         if group >= 0:
             # The ring of a saturated star may lie on its plateau.
-            cut += light
+            for row in range(len(cut)):
+                for column in range(len(cut)):
+                    cut[row, column] += light
         else:
             noise = np.sqrt(noise * noise + max(light, 0.0))
         snr = _filtered(cut, taps, 0, 0) / (gain * noise)
         if not snr > threshold_sigma:
             continue
         x, y = _centre(cut, sigma_px)
-        row, column = _brightest(cut, int(np.ceil(0.5 * fwhm_px)))
+        top_row, top_column = _brightest(cut, int(np.ceil(0.5 * fwhm_px)))
         star = stars[n]
         star[X], star[Y] = x0 + x, y0 + y
         star[FLUX] = _aperture(cut, x, y, reach_px)
-        star[PEAK] = cut[row, column]
+        star[PEAK] = cut[top_row, top_column]
         star[SNR] = snr
         star[ELONGATION] = _elongation(cut, x, y, sigma_px)
-        star[SHARPNESS] = 1.0 - _neighbour_part(cut, row, column)
+        star[SHARPNESS] = 1.0 - _neighbour_part(cut, top_row, top_column)
         star[GROUP] = group
         if group >= 0:
             star[FLUX] = max(star[FLUX], groups[5][group])
@@ -368,14 +381,15 @@ def stand_out(
     threshold = threshold_sigma * filter_gain(taps)
     keep = np.ones(len(stars), dtype=np.bool_)
     x, y = stars[:, X].copy(), stars[:, Y].copy()
-    reach = np.where(stars[:, GROUP] >= 0, 2.0, 1.0) * _REACH_FWHM * fwhm_px
+    reach_px = _REACH_FWHM * fwhm_px
     for k in range(len(stars)):
         star = stars[k]
         top = _light_at(frame, flags, mesh, int(np.round(star[X])), int(np.round(star[Y])), taps)
         for other in range(k):
-            dx, dy = abs(x[k] - x[other]), abs(y[k] - y[other])
+            dx, dy = x[k] - x[other], y[k] - y[other]
             same = star[GROUP] >= 0 and star[GROUP] == stars[other, GROUP]
-            if not keep[other] or (dx * dx + dy * dy > reach[other] ** 2 and not same):
+            reach = reach_px if stars[other, GROUP] < 0 else 2.0 * reach_px
+            if not keep[other] or (dx * dx + dy * dy > reach * reach and not same):
                 continue
             if same or not _parted(
                 frame, flags, mesh, star, stars[other], taps, 0.5 * fwhm_px, top, threshold
@@ -383,16 +397,3 @@ def stand_out(
                 keep[k] = False
                 break
     return keep
-
-
-@njit(nogil=True, cache=True)
-def near_another(stars: Floats, radius_px: float) -> NDArray[np.bool_]:
-    """Which stars have another within the radius."""
-    near = np.zeros(len(stars), dtype=np.bool_)
-    x, y = stars[:, X].copy(), stars[:, Y].copy()
-    for k in range(len(stars)):
-        for other in range(k):
-            dx, dy = x[k] - x[other], y[k] - y[other]
-            if dx * dx + dy * dy <= radius_px * radius_px:
-                near[k] = near[other] = True
-    return near
