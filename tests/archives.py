@@ -52,7 +52,7 @@ def star_field(n: int, *, ny: int, nx: int, seed: int) -> tuple[Floats, Floats, 
         if all(np.hypot(x[k] - x[j], y[k] - y[j]) > 22 for j in chosen):
             chosen.append(k)
     chosen = chosen[:n]
-    flux = np.sort(10 ** rng.uniform(4.0, 5.5, len(chosen)))[::-1]
+    flux = np.sort(10 ** rng.uniform(4.4, 5.5, len(chosen)))[::-1]
     return x[chosen], y[chosen], flux
 
 

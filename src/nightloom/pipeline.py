@@ -24,6 +24,7 @@ from nightloom.engine.recipe import Event, Failed, Finished, ItemsDone, LogLine,
 from nightloom.errors import ExitCode, ProductError, RunError, TransientError
 from nightloom.frames.scan import MapChunks, ScanResult, map_serially
 from nightloom.frames.scan import scan as scan_frames
+from nightloom.gather.exclude import names_in
 from nightloom.plan.recipes import Plan, make_plan
 from nightloom.report.pages import page_recipes
 from nightloom.schema.frames import empty_frames
@@ -62,6 +63,7 @@ class Run:
     """A run over an archive: its engine, its listener, and its one log file."""
 
     def __init__(self, config: Config, engine: Engine, listen: Listener) -> None:
+        names_in(config.gather.exclude)  # refused here, not after hours of reduction
         self.config = config
         self.root = config.products_path
         self.engine = engine
@@ -257,7 +259,7 @@ def _references(run: Run, made: Plan) -> list[Recipe]:
                 recipe = stages.chosen_reference(
                     run.root, made, run.config, name, map_items=run.map
                 )
-            except ProductError as error:
+            except (ProductError, TransientError) as error:
                 run.fail(recipe.product, str(error))
                 continue
         recipes.append(recipe)

@@ -83,7 +83,7 @@ def test_a_moved_and_turned_frame_is_measured_where_it_is(folder: Path) -> None:
     archive = archive_of(config)
     cube = archive.cube("Test").load()
     assert cube.sizes["time"] == N_FRAMES
-    x, y, flux = star_field(22, ny=NY, nx=NX, seed=3)
+    x, y, _ = star_field(22, ny=NY, nx=NX, seed=3)
     grid = int(archive.reference("Test").attributes["grid_of"][1:3])
     for k in range(N_FRAMES):
         truth = np.column_stack(apply(matrix_of(k), x, y))

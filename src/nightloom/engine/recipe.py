@@ -143,7 +143,7 @@ def run_task(function: Callable[..., Any], *args: Any) -> TaskResult:
         raise
     except OSError as error:
         # What storage did to one task may not happen to the next.
-        where = str(error.filename or function.__name__)
+        where = str(error.filename or "storage")
         raise TransientError(
             where=where, why=error.strerror or str(error), do="check the disk, then run again"
         ) from error

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from nightloom.image import peaks, sources
+from nightloom.image import crowding, peaks, sources
 from nightloom.image.calibrate import Mask, Pixels, as_mask, as_pixels
 from nightloom.image.peaks import UNUSABLE, Floats, Mesh
 from nightloom.image.saturation import saturated_groups
@@ -142,11 +142,20 @@ def detect(
         taps = peaks.gaussian_taps(fwhm_px)
         found = peaks.find_peaks(frame, flags, mesh, taps, threshold_sigma)
         groups = saturated_groups(frame, flags, mesh)
-        stars = sources.measure(frame, flags, mesh, found, taps, fwhm_px, threshold_sigma, groups)
+        stars = sources.measure(
+            frame,
+            flags,
+            mesh,
+            found,
+            taps,
+            fwhm_px=fwhm_px,
+            threshold_sigma=threshold_sigma,
+            groups=groups,
+        )
         stars = stars[np.argsort(-stars[:, sources.FLUX], kind="stable")]
-        stars = stars[sources.stand_out(frame, flags, mesh, stars, taps, fwhm_px, threshold_sigma)]
+        stars = stars[crowding.stand_out(frame, flags, mesh, stars, taps, fwhm_px, threshold_sigma)]
         x, y = stars[:, sources.X].copy(), stars[:, sources.Y].copy()
-        blended = _near_another(x, y, 2.0 * fwhm_px)[:max_stars]
+        blended = crowding.near_another(x, y, 2.0 * fwhm_px)[:max_stars]
         stars = stars[:max_stars]
         saturated = stars[:, sources.GROUP] >= 0
     return Detections(
@@ -347,15 +356,3 @@ def _smooth(plane: Pixels, odd: bool) -> Pixels:
             peaks.sort_few(near)
             smooth[y, x] = near[4]
     return smooth
-
-
-@njit(nogil=True, cache=True)
-def _near_another(x: Floats, y: Floats, radius_px: float) -> NDArray[np.bool_]:
-    """Which stars have another within the radius."""
-    near = np.zeros(len(x), dtype=np.bool_)
-    for k in range(len(x)):
-        for other in range(k):
-            dx, dy = x[k] - x[other], y[k] - y[other]
-            if dx * dx + dy * dy <= radius_px * radius_px:
-                near[k] = near[other] = True
-    return near

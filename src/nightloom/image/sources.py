@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from nightloom.image.calibrate import Mask, Pixels
 from nightloom.image.peaks import (
@@ -30,8 +31,6 @@ _NEAR_PX = 2  # from a hit of a cosmic ray to the star that it hides
 _WINDOW_ROUNDS = 10
 _LARGEST_SHIFT_PX = 2.0
 _CENTRED_PX = 0.002
-_REACH_FWHM = 5.0  # how far the light of a brighter star is looked at; twice if saturated
-_LEAST_PROMINENCE = 0.05  # of the light of the brighter star on which a fainter one stands
 
 
 @njit(nogil=True, cache=True)
@@ -106,24 +105,28 @@ def _take_out_sharp(cut: Floats, reach: int, least: float) -> bool:
     return changed
 
 
+def _ring(half: int, inner_px: float, outer_px: float) -> Ints:
+    """Rows and columns [pixel, 2] of a ring around the centre of a square."""
+    y, x = np.mgrid[-half : half + 1, -half : half + 1]
+    far = np.hypot(x, y)
+    return np.argwhere((far >= inner_px) & (far <= outer_px))
+
+
 @njit(nogil=True, cache=True)
-def _take_off_pedestal(cut: Floats, inner_px: float, outer_px: float) -> float:
+def _take_off_pedestal(cut: Floats, ring: Ints) -> float:
     """Take off the light per pixel on which the centre of a square stands, and return it.
 
-    It is the mean of a ring, clipped twice; what is no number has that light too.
+    It is the mean of the ring, clipped twice; what is no number has that light too.
     """
-    half = len(cut) // 2
     mean, reach = 0.0, np.inf
     for _ in range(3):
         n, first, second = 0, 0.0, 0.0
-        for j in range(len(cut)):
-            for i in range(len(cut)):
-                far = (i - half) ** 2 + (j - half) ** 2
-                value = cut[j, i] - mean
-                if inner_px * inner_px <= far <= outer_px * outer_px and abs(value) <= reach:
-                    n += 1
-                    first += value
-                    second += value * value
+        for k in range(len(ring)):
+            value = cut[ring[k, 0], ring[k, 1]] - mean
+            if abs(value) <= reach:
+                n += 1
+                first += value
+                second += value * value
         if n == 0:
             break
         mean, reach = mean + first / n, 2.0 * np.sqrt(max(0.0, second / n - (first / n) ** 2))
@@ -150,12 +153,20 @@ def _filtered(cut: Floats, taps: Pixels, dx: int, dy: int) -> float:
 def _highest(cut: Floats, taps: Pixels) -> tuple[int, int]:
     """Where the filtered square is highest near its centre: dx, dy."""
     best_x, best_y, best = 0, 0, _filtered(cut, taps, 0, 0)
-    for dy in range(-_NEAR_PX, _NEAR_PX + 1):
-        for dx in range(-_NEAR_PX, _NEAR_PX + 1):
+    for dy in range(-_NEAR_PX, _NEAR_PX + 1, _NEAR_PX):
+        for dx in range(-_NEAR_PX, _NEAR_PX + 1, _NEAR_PX):
             value = _filtered(cut, taps, dx, dy)
             if value > best:
                 best_x, best_y, best = dx, dy, value
     return best_x, best_y
+
+
+@njit(nogil=True, cache=True)
+def _middle(cut: Floats, reach_px: float) -> Floats:
+    """The inner square that reaches so far from the centre."""
+    half = len(cut) // 2
+    reach = min(half, int(np.ceil(reach_px)))
+    return cut[half - reach : half + reach + 1, half - reach : half + reach + 1]
 
 
 @njit(nogil=True, cache=True)
@@ -197,9 +208,7 @@ def _centre(cut: Floats, sigma_px: float) -> tuple[float, float]:
     then the ratio of two steps tells what is right for this star.
     Source: SExtractor's XWIN_IMAGE (Bertin); Aitken's delta squared.
     """
-    half = len(cut) // 2
-    reach = min(half, int(np.ceil(3.0 * sigma_px)))
-    near = cut[half - reach : half + reach + 1, half - reach : half + reach + 1]
+    near = _middle(cut, 3.0 * sigma_px)
     across, down = np.empty(len(near)), np.empty(len(near))
     x, y, gain = 0.0, 0.0, 2.0
     last_x, last_y = 0.0, 0.0
@@ -221,16 +230,17 @@ def _centre(cut: Floats, sigma_px: float) -> tuple[float, float]:
 @njit(nogil=True, cache=True)
 def _elongation(cut: Floats, x: float, y: float, sigma_px: float) -> float:
     """Ratio of the axes: second moments under a window, its narrowing taken off."""
-    half = len(cut) // 2
-    across, down = np.empty(len(cut)), np.empty(len(cut))
+    near = _middle(cut, 3.0 * sigma_px + 1.0)
+    half = len(near) // 2
+    across, down = np.empty(len(near)), np.empty(len(near))
     _window(x, sigma_px, across)
     _window(y, sigma_px, down)
     total, xx, yy, xy = 0.0, 0.0, 0.0, 0.0
-    for j in range(len(cut)):
+    for j in range(len(near)):
         dy = j - half - y
-        for i in range(len(cut)):
+        for i in range(len(near)):
             dx = i - half - x
-            light = down[j] * across[i] * cut[j, i]
+            light = down[j] * across[i] * near[j, i]
             total += light
             xx += light * dx * dx
             yy += light * dy * dy
@@ -247,17 +257,38 @@ def _elongation(cut: Floats, x: float, y: float, sigma_px: float) -> float:
 
 @njit(nogil=True, cache=True)
 def _aperture(cut: Floats, x: float, y: float, radius_px: float) -> float:
-    half = len(cut) // 2
+    near = _middle(cut, radius_px + _LARGEST_SHIFT_PX)
+    half = len(near) // 2
     total = 0.0
-    for j in range(len(cut)):
-        for i in range(len(cut)):
+    for j in range(len(near)):
+        for i in range(len(near)):
             if (i - half - x) ** 2 + (j - half - y) ** 2 <= radius_px * radius_px:
-                total += cut[j, i]
+                total += near[j, i]
     return total
 
 
-@njit(nogil=True, cache=True)
 def measure(
+    frame: Pixels,
+    flags: Mask,
+    mesh: Mesh,
+    found: Ints,
+    taps: Pixels,
+    *,
+    fwhm_px: float,
+    threshold_sigma: float,
+    groups: Groups,
+) -> Floats:
+    """Stars [star, column] of those peaks that are none of hot pixels and cosmic rays."""
+    half = max(len(taps) - 1 + _NEAR_PX, math.ceil(2.5 * fwhm_px), 3)
+    ring = _ring(half, 1.5 * fwhm_px, 2.5 * fwhm_px)
+    stars: Floats = _measure(
+        frame, flags, mesh, found, taps, fwhm_px, threshold_sigma, groups, ring, half
+    )
+    return stars
+
+
+@njit(nogil=True, cache=True)
+def _measure(
     frame: Pixels,
     flags: Mask,
     mesh: Mesh,
@@ -266,10 +297,10 @@ def measure(
     fwhm_px: float,
     threshold_sigma: float,
     groups: Groups,
+    ring: Ints,
+    half: int,
 ) -> Floats:
-    """Stars [star, column] of those peaks that are none of hot pixels and cosmic rays."""
-    reach_px, ring_px = 1.5 * fwhm_px, 2.5 * fwhm_px
-    half = max(len(taps) - 1 + _NEAR_PX, int(np.ceil(ring_px)), 3)
+    reach_px = 1.5 * fwhm_px
     cut = np.empty((2 * half + 1, 2 * half + 1))
     stars = np.empty((len(found), N_COLUMNS))
     sigma_px = fwhm_px / 2.3548
@@ -280,7 +311,7 @@ def measure(
         noise = noise_at(mesh, np.float64(x0), np.float64(y0))
         least = threshold_sigma * noise
         _cut(frame, flags, mesh, x0, y0, cut)
-        light = _take_off_pedestal(cut, reach_px, ring_px)
+        light = _take_off_pedestal(cut, ring)
         if _take_out_sharp(cut, len(taps) - 1, least):
             # Without the hit the peak, if there still is one, lies elsewhere.
             dx, dy = _highest(cut, taps)
@@ -288,7 +319,7 @@ def measure(
                 continue
             x0, y0 = x0 + dx, y0 + dy
             _cut(frame, flags, mesh, x0, y0, cut)
-            light = _take_off_pedestal(cut, reach_px, ring_px)
+            light = _take_off_pedestal(cut, ring)
             _take_out_sharp(cut, len(taps) - 1, least)
         group = nearest_group(flags, groups, x0, y0, fwhm_px)
         if group >= 0:
@@ -318,82 +349,3 @@ def measure(
                 star[X], star[Y] = groups[2][group], groups[3][group]
         n += 1
     return stars[:n]
-
-
-@njit(nogil=True, cache=True)
-def _light_at(frame: Pixels, flags: Mask, mesh: Mesh, x0: int, y0: int, taps: Pixels) -> float:
-    """The filter's value above the background at a pixel of the frame."""
-    ny, nx = frame.shape
-    reach = len(taps) - 1
-    level = level_at(mesh, np.float64(x0), np.float64(y0))
-    total = 0.0
-    for y in range(max(0, y0 - reach), min(ny, y0 + reach + 1)):
-        row, marks, line = frame[y], flags[y], 0.0
-        for x in range(max(0, x0 - reach), min(nx, x0 + reach + 1)):
-            if not marks[x] & UNUSABLE and abs(row[x]) < np.inf:
-                line += taps[abs(x - x0)] * (row[x] - level)
-        total += taps[abs(y - y0)] * line
-    return total
-
-
-@njit(nogil=True, cache=True)
-def _parted(
-    frame: Pixels,
-    flags: Mask,
-    mesh: Mesh,
-    star: Floats,
-    other: Floats,
-    taps: Pixels,
-    step_px: float,
-    top: float,
-    threshold: float,
-) -> bool:
-    """Whether the light falls far enough on the way from a star of height `top` to another."""
-    far = np.hypot(other[X] - star[X], other[Y] - star[Y])
-    steps = max(2, int(np.ceil(far / step_px)))
-    noise = noise_at(mesh, star[X], star[Y])
-    for k in range(1, steps):
-        x = int(np.round(star[X] + (other[X] - star[X]) * k / steps))
-        y = int(np.round(star[Y] + (other[Y] - star[Y]) * k / steps))
-        light = _light_at(frame, flags, mesh, x, y, taps)
-        limit = threshold * np.sqrt(noise * noise + max(light, 0.0))
-        if top - light >= max(limit, _LEAST_PROMINENCE * light):
-            return True
-    return False
-
-
-@njit(nogil=True, cache=True)
-def stand_out(
-    frame: Pixels,
-    flags: Mask,
-    mesh: Mesh,
-    stars: Floats,
-    taps: Pixels,
-    fwhm_px: float,
-    threshold_sigma: float,
-) -> NDArray[np.bool_]:
-    """Which of the ranked stars stand out of the light of every brighter one.
-
-    On the way there must be a point lower by the threshold in units of the noise of sky and
-    light there, in electrons, and by a part of that light. Of those in one saturated group the
-    first is kept.
-    """
-    threshold = threshold_sigma * filter_gain(taps)
-    keep = np.ones(len(stars), dtype=np.bool_)
-    x, y = stars[:, X].copy(), stars[:, Y].copy()
-    reach_px = _REACH_FWHM * fwhm_px
-    for k in range(len(stars)):
-        star = stars[k]
-        top = _light_at(frame, flags, mesh, int(np.round(star[X])), int(np.round(star[Y])), taps)
-        for other in range(k):
-            dx, dy = x[k] - x[other], y[k] - y[other]
-            same = star[GROUP] >= 0 and star[GROUP] == stars[other, GROUP]
-            reach = reach_px if stars[other, GROUP] < 0 else 2.0 * reach_px
-            if not keep[other] or (dx * dx + dy * dy > reach * reach and not same):
-                continue
-            if same or not _parted(
-                frame, flags, mesh, star, stars[other], taps, 0.5 * fwhm_px, top, threshold
-            ):
-                keep[k] = False
-                break
-    return keep
