@@ -4,8 +4,12 @@ import hashlib
 import os
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from nightloom.archive import Archive, open_archive
+
+__all__ = ["Archive", "__version__", "open_archive"]
 __version__ = "0.1.0"
 
 
@@ -23,3 +27,12 @@ def _numba_cache() -> str:
 
 # Read by numba when it is first imported; nothing is written before a kernel is compiled.
 os.environ.setdefault("NUMBA_CACHE_DIR", _numba_cache())
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are asked for: the command starts faster."""
+    if name in ("Archive", "open_archive"):
+        from nightloom import archive
+
+        return getattr(archive, name)
+    raise AttributeError(f"module 'nightloom' has no attribute {name!r}")

@@ -233,3 +233,18 @@ def test_excluded_epochs_are_flagged_without_reduction(demo: Path, tmp_path: Pat
     assert 60 < out.sum() < 180
     assert np.isfinite(curve["flux"].values[out]).any()  # flagged, not taken away
     run(demo)
+
+
+def test_notebook_runs_on_the_demo(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From open_archive to a light curve with plots, as it lies in notebooks/."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    path = Path(__file__).resolve().parents[2] / "notebooks" / "light_curve.ipynb"
+    monkeypatch.setenv("NIGHTLOOM_PRODUCTS", str(demo.parent / "products"))
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=path.parent)
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    pictures = [out for out in outputs if "image/png" in out.get("data", {})]
+    assert len(pictures) == 3
+    assert not any(out.output_type == "error" for out in outputs)

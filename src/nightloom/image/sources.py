@@ -303,9 +303,7 @@ def _measure(
     reach_px = 1.5 * fwhm_px
     cut = np.empty((2 * half + 1, 2 * half + 1))
     stars = np.empty((len(found), N_COLUMNS))
-    sigma_px = fwhm_px / 2.3548
-    gain = filter_gain(taps)
-    n = 0
+    sigma_px, gain, n = fwhm_px / 2.3548, filter_gain(taps), 0
     for k in range(len(found)):
         x0, y0 = found[k, 0], found[k, 1]
         noise = noise_at(mesh, np.float64(x0), np.float64(y0))

@@ -20,6 +20,7 @@ from nightloom.config import Config, Instrument, PhotometrySection
 from nightloom.engine.recipe import Made, Recipe
 from nightloom.errors import FrameError, ProductError
 from nightloom.image.align import Alignment, align
+from nightloom.image.calibrate import MASK_BAD, MASK_SATURATED
 from nightloom.image.centroid import windowed
 from nightloom.image.detect import (
     Detections,
@@ -42,6 +43,7 @@ REFERENCE_VERSION = 2
 MIN_QUALITY = 0.4  # of the best frame's, to enter the stack
 TRIED_AS_REFERENCE = 5
 CLIP_SIGMA = 4.0
+MIN_DEPTH = 0.3  # of the deepest pixel's weight, for stars to be listed there
 
 log = logging.getLogger("nightloom")
 
@@ -214,7 +216,9 @@ def make_reference(job: ReferenceJob, work: Path, _: list[Any]) -> Made:
     stack, used, scale_e = _stack(job)
     first = job.frames[0]
     mean = stack.mean.astype(np.float32)
-    mask = np.where(np.isfinite(mean), 0, 1).astype(np.uint8)
+    # Where few frames reach, the noise is not that of the stack around it.
+    deep = np.isfinite(mean) & (stack.weight >= MIN_DEPTH * stack.weight.max())
+    mask = np.where(deep, 0, MASK_BAD).astype(np.uint8)
     background = background_mesh(mean, mask)
     stars = detect(
         mean,
@@ -293,7 +297,7 @@ def _grid(job: ReferenceJob) -> tuple[Exposure, dict[str, float], NDArray[np.flo
     if not sight.psf.n_stars:
         raise ProductError(where=job.product, why=f"{item.frame.path} shows no usable star")
     xy = np.column_stack([sight.stars.x_px, sight.stars.y_px])
-    saturated = (first.mask & 2) != 0
+    saturated = (first.mask & MASK_SATURATED) != 0
     lowest = float(first.pixels_e[saturated].min()) if saturated.any() else float("inf")
     return first, {"fwhm_px": sight.psf.fwhm_px, "saturation_e": lowest}, xy
 
