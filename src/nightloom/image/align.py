@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nightloom.image.asterisms import asterism_candidates
 from nightloom.image.matching import Floats, Ints, moved_by, pairs, refine, voted_shift
+from nightloom.image.quads import quad_candidates
 
 Matrix: TypeAlias = Floats
 Model: TypeAlias = Literal["similarity", "affine"]
@@ -213,12 +214,26 @@ def _from_asterisms(source: Floats, target: Floats, limits: _Limits) -> Alignmen
             tolerance=limits.tolerance,
             least_matches=needed,
         )
-        for candidate in candidates:
-            result = _judged_on_all(source, target, candidate, needed, limits)
-            if isinstance(result, Alignment):
-                return result
-            if result.n_matched > best.n_matched:
-                best = result
+        result = _first_accepted(source, target, candidates, needed, limits, best)
+        if isinstance(result, Alignment):
+            return result
+        best = result
+    # Triangles solve nearly all; quads are another way of looking before a frame is given up.
+    quads = quad_candidates(
+        few_source, few_target, scale_range=limits.scale_range, allow_mirror=limits.allow_mirror
+    )
+    return _first_accepted(source, target, quads, needed, limits, best)
+
+
+def _first_accepted(
+    source: Floats, target: Floats, candidates: Floats, needed: int, limits: _Limits, best: Refusal
+) -> Alignment | Refusal:
+    for candidate in candidates:
+        result = _judged_on_all(source, target, candidate, needed, limits)
+        if isinstance(result, Alignment):
+            return result
+        if result.n_matched > best.n_matched:
+            best = result
     return best
 
 

@@ -7,7 +7,7 @@ a Julian date has 86400 s, the one with a leap second too.
 
 from __future__ import annotations
 
-import erfa  # type: ignore[import-untyped]  # pyerfa, which astropy is built on
+import erfa  # pyerfa, which astropy is built on
 import numpy as np
 from astropy.utils.data import conf as data_conf
 from astropy.utils.iers import conf as iers_conf

@@ -1,0 +1,231 @@
+"""Train the centroid network of nightloom.image.ballet from simulated stars, on one CPU thread.
+
+Needs PyTorch, which nightloom itself does not: `python -m venv train`, then
+`train/bin/pip install torch numpy` and `train/bin/python scripts/train_ballet.py`.
+Writes weights.npz and training.json, now and then and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SIDE = 15
+HALF = SIDE // 2
+PEAK_HALF = 4  # the cutout is divided by the maximum of its inner 9x9: as at inference
+CHANNELS = (16, 32, 64)
+HIDDEN = 256
+FWHM_PX = (1.4, 9.0)
+BETA = (2.0, 5.0)
+GAUSSIAN_BETA = 500.0  # a Moffat so steep is a Gaussian
+GAUSSIAN_SHARE = 0.25
+ELONGATION = (1.0, 1.5)
+SNR = (15.0, 2000.0)
+SKY_TO_PEAK = (0.003, 100.0)  # variance of sky and read-out over that of the star's peak
+NEAR_PX, FAR_PX, FAR_SHARE = 0.8, 2.6, 0.25  # offsets from the centre of the cutout
+NEIGHBOUR_SHARE, NEIGHBOUR_FLUX, NEIGHBOUR_FWHM = 0.25, (0.02, 1.0), 1.5
+FLOOR_PX = 0.004  # errors below this are as good as none
+HUBER = 3.0
+OUT = Path(__file__).parents[1] / "src" / "nightloom" / "data" / "ballet"
+
+
+@dataclass(frozen=True, slots=True)
+class Stars:
+    """A batch: normalised cutouts [star, 1, y, x], offsets (y, x) and their Cramér-Rao bounds."""
+
+    cutouts: Tensor
+    offsets_px: Tensor
+    bounds_px: Tensor
+
+
+class Net(nn.Module):
+    """Three convolutions with a 2x2 maximum after the first and second, then two dense layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = (1, *CHANNELS)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
+        self.hidden = nn.Linear(16 * CHANNELS[-1], HIDDEN)
+        self.last = nn.Linear(HIDDEN, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Offsets (y, x) from the centre of the cutouts [star, 1, y, x]."""
+        for k, conv in enumerate(self.convs):
+            x = torch.relu(conv(x))
+            if k < len(CHANNELS) - 1:
+                x = self.pool(x)
+        flat = x.permute(0, 2, 3, 1).flatten(1)  # rows, columns, channels: as the file has them
+        return self.last(torch.relu(self.hidden(flat)))
+
+
+def uniform(n: int, low: float, high: float) -> Tensor:
+    return low + (high - low) * torch.rand(n)
+
+
+def log_uniform(n: int, low: float, high: float) -> Tensor:
+    return torch.exp(uniform(n, math.log(low), math.log(high)))
+
+
+def profiles(
+    y: Tensor, x: Tensor, fwhm: Tensor, beta: Tensor, elongation: Tensor, angle: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixel-integrated Moffats [star, y, x] of peak near 1, and their slopes by y and x."""
+    scale = 4 * (2 ** (1 / beta) - 1) / fwhm**2
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    a = scale * (cosine**2 / elongation + sine**2 * elongation)
+    b = scale * (1 / elongation - elongation) * sine * cosine
+    c = scale * (sine**2 / elongation + cosine**2 * elongation)
+    a, b, c, power = (v[:, None, None] for v in (a, b, c, beta))
+    grid = torch.arange(SIDE) - float(HALF)
+    nodes, weights = np.polynomial.legendre.leggauss(3)
+    value = slope_y = slope_x = torch.zeros(1)
+    for node_y, weight_y in zip(nodes / 2, weights / 2, strict=True):
+        dy = (grid + node_y - y[:, None])[:, :, None]
+        for node_x, weight_x in zip(nodes / 2, weights / 2, strict=True):
+            dx = (grid + node_x - x[:, None])[:, None, :]
+            ax, ay = a * dx + b * dy, b * dx + c * dy
+            rise = dx * ax + dy * ay
+            part = weight_y * weight_x * torch.exp(-power * torch.log1p(rise))
+            value = value + part
+            part = 2 * power * part / (1 + rise)
+            slope_y, slope_x = slope_y + part * ay, slope_x + part * ax
+    return value, slope_y, slope_x
+
+
+def simulate(
+    n: int,
+    *,
+    fwhm: tuple[float, float] = FWHM_PX,
+    snr: tuple[float, float] = SNR,
+    far_share: float = FAR_SHARE,
+    neighbour_share: float = NEIGHBOUR_SHARE,
+    elongation: tuple[float, float] = ELONGATION,
+) -> Stars:
+    """Random stars with sky, photon noise, an error of the background, and neighbours."""
+    reach = torch.where(torch.rand(n) < far_share, FAR_PX, NEAR_PX)
+    y, x = reach * uniform(n, -1, 1), reach * uniform(n, -1, 1)
+    width = log_uniform(n, *fwhm)
+    beta = torch.where(torch.rand(n) < GAUSSIAN_SHARE, GAUSSIAN_BETA, uniform(n, *BETA))
+    form = (width, beta, uniform(n, *elongation), uniform(n, 0, math.pi))
+    star, slope_y, slope_x = profiles(y, x, *form)
+    ratio = log_uniform(n, *SKY_TO_PEAK)[:, None, None]
+    sums = (star**2 / (star + ratio)).sum((1, 2))
+    peak = (log_uniform(n, *snr) ** 2 / sums)[:, None, None]
+    signal = star.clone()
+    doubles = torch.nonzero(torch.rand(n) < neighbour_share)[:, 0]
+    if len(doubles):
+        signal[doubles] += neighbours(y, x, form, doubles)
+    variance = (signal + ratio) / peak
+    level = 0.1 * torch.sqrt(ratio / peak) * torch.randn(n, 1, 1)
+    level = level + 0.001 * torch.randn(n, 1, 1)
+    pixels = signal + torch.sqrt(variance) * torch.randn(signal.shape) + level
+    fisher = torch.stack([(s**2 / variance).sum((1, 2)) for s in (slope_y, slope_x)], dim=1)
+    inner = slice(HALF - PEAK_HALF, HALF + PEAK_HALF + 1)
+    pixels = pixels / pixels[:, inner, inner].amax((1, 2), keepdim=True)
+    return Stars(pixels[:, None], torch.stack([y, x], dim=1), 1 / torch.sqrt(fisher))
+
+
+def neighbours(y: Tensor, x: Tensor, form: tuple[Tensor, ...], chosen: Tensor) -> Tensor:
+    """One more star of the same form a cutout, at least 1.5 FWHM and 3 px away."""
+    n = len(chosen)
+    width = form[0][chosen]
+    nearest = torch.clamp(NEIGHBOUR_FWHM * width, min=3.0)
+    distance, angle = nearest + 8 * torch.rand(n), uniform(n, 0, 2 * math.pi)
+    far_y = y[chosen] + distance * torch.sin(angle)
+    far_x = x[chosen] + distance * torch.cos(angle)
+    value, _, _ = profiles(far_y, far_x, *(v[chosen] for v in form))
+    return value * log_uniform(n, *NEIGHBOUR_FLUX)[:, None, None]
+
+
+def loss_of(net: Net, stars: Stars) -> Tensor:
+    """Pseudo-Huber mean of the errors over their bounds."""
+    z = (net(stars.cutouts) - stars.offsets_px) / torch.hypot(
+        stars.bounds_px, torch.tensor(FLOOR_PX)
+    )
+    return (HUBER**2 * (torch.sqrt(1 + (z / HUBER) ** 2) - 1)).mean()
+
+
+def figures(net: Net) -> dict[str, dict[str, float]]:
+    """Root mean square error and bound, px, of lone round stars near the centre."""
+    found = {}
+    with torch.no_grad():
+        for fwhm in (2.0, 3.0, 4.0, 6.0, 8.0):
+            for snr in (20.0, 50.0, 100.0, 300.0, 1000.0):
+                stars = simulate(
+                    2000, fwhm=(fwhm, fwhm), snr=(snr, snr), far_share=0.0, neighbour_share=0.0,
+                    elongation=(1.0, 1.0),
+                )  # fmt: skip
+                error = (net(stars.cutouts) - stars.offsets_px).square().mean().sqrt()
+                bound = stars.bounds_px.square().mean().sqrt()
+                found[f"fwhm {fwhm:g} px, snr {snr:g}"] = {
+                    "rms_px": round(float(error), 5),
+                    "bound_px": round(float(bound), 5),
+                }
+    return found
+
+
+def save(net: Net, out: Path, facts: dict[str, object]) -> None:
+    """The weights as <layer>_kernel (HWIO, or in by out) and <layer>_bias; figures beside."""
+    arrays = {}
+    for k, conv in enumerate(net.convs):
+        arrays[f"Conv_{k}_kernel"] = conv.weight.permute(2, 3, 1, 0)
+        arrays[f"Conv_{k}_bias"] = conv.bias
+    for k, dense in enumerate((net.hidden, net.last)):
+        arrays[f"Dense_{k}_kernel"] = dense.weight.T
+        arrays[f"Dense_{k}_bias"] = dense.bias
+    arrays["Dense_1_bias"] = arrays["Dense_1_bias"] + HALF  # positions in the cutout
+    plain = {name: v.detach().contiguous().numpy() for name, v in arrays.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez(out / "weights.npz", **plain, hidden="relu", scale="inner_peak")
+    (out / "training.json").write_text(json.dumps(facts | {"figures": figures(net)}, indent=1))
+
+
+def main() -> None:
+    """Train, and print the loss as it falls."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    net = Net().to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=options.rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, options.rate, total_steps=options.steps, pct_start=0.05, final_div_factor=100
+    )
+    start, mean = time.monotonic(), math.nan
+    for step in range(1, options.steps + 1):
+        loss = loss_of(net, simulate(options.batch))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        mean = float(loss) if math.isnan(mean) else 0.99 * mean + 0.01 * float(loss)
+        if step % 500 == 0 or step == options.steps:
+            seconds = time.monotonic() - start
+            print(f"{step} of {options.steps}, {seconds:.0f} s, loss {mean:.4f}", flush=True)
+        if step % 4000 == 0 or step == options.steps:
+            with torch.random.fork_rng():
+                save(net, options.out, {
+                    "seed": options.seed, "steps": step, "of": options.steps,
+                    "batch": options.batch, "rate": options.rate, "loss": round(mean, 4),
+                    "seconds": round(time.monotonic() - start), "torch": torch.__version__,
+                })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
