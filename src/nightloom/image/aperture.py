@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numba import njit
@@ -24,6 +24,9 @@ from nightloom.image.calibrate import (
 
 Floats = NDArray[np.float64]
 Number = TypeVar("Number", bound=np.generic)
+# Pieces of pixels cut by circles: u, v of the pixel from the star, r², 1 / r², the overlap (when
+# known), value and 1 / area [7, piece]; which circle [piece].
+Pieces: TypeAlias = tuple[Floats, NDArray[np.int64]]
 
 UNUSABLE = MASK_BAD | MASK_COSMIC | MASK_NAN  # saturated pixels hold most of their star: summed
 
@@ -31,6 +34,7 @@ UNUSABLE = MASK_BAD | MASK_COSMIC | MASK_NAN  # saturated pixels hold most of th
 # This is the series of g, without asin: off by 1e-9 px² at most in circles that are not small.
 _SERIES = (1 / 12, 3 / 20, 29 / 140, 65 / 252, 281 / 924, 595 / 1716)
 _SMALL_PX2 = 12.5  # a pixel's diagonal is then 0.4 radii
+_PIECES = 256  # pieces of pixels whose overlap is computed together, in the nearest cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +129,14 @@ def _sum_stars(
     # Whole pixels are counted once, at the smallest circle that holds them, and summed up over
     # the circles at the end.
     partial, whole = np.empty((5, n_radii)), np.empty((3, n_radii + 1))
+    pieces = np.empty((7, _PIECES + n_radii)), np.empty(_PIECES + n_radii, dtype=np.int64)
     for star in range(n_stars):
         x, y, radii = x_px[star], y_px[star], radii_px[star]
         if n_radii == 0 or not (math.isfinite(x) and math.isfinite(y)):
             sums[:, star] = np.nan
             continue
         partial[:], whole[:] = 0.0, 0.0
-        cut = _sum_star(pixels, mask, x, y, radii, partial, whole)
+        cut = _sum_star(pixels, mask, x, y, radii, partial, whole, pieces)
         flux = masked = seen = 0.0
         for k in range(n_radii):
             flux, masked, seen = flux + whole[0, k], masked + whole[1, k], seen + whole[2, k]
@@ -161,6 +166,7 @@ def _sum_star(
     radii: Floats,
     partial: Floats,
     whole: Floats,
+    pieces: Pieces,
 ) -> bool:
     """Add up one star; true where the frame's edge cuts its largest circle."""
     ny, nx = pixels.shape
@@ -174,6 +180,7 @@ def _sum_star(
     cut: bool = left < 0 or low < 0 or right > nx - 1 or high > ny - 1
     squares = radii * radii
     circles = squares, 1.0 / squares, np.searchsorted(squares, _SMALL_PX2)
+    n = 0
     # By quadrants: pixels on the axes through the centre are cut there, so that every piece has
     # a nearest and a farthest corner and the circle falls within it.
     for step_y in (1, -1):
@@ -181,17 +188,18 @@ def _sum_star(
         first = 0
         while rows[0] <= j <= rows[1]:
             v = step_y * (j - y)
-            near, far = max(v - 0.5, 0.0), v + 0.5
+            near = max(v - 0.5, 0.0)
             while first < squares.size and squares[first] <= near * near:
                 first += 1
             if first == squares.size:
                 break
             for step_x in (1, -1):
-                _half_row(
-                    pixels[j], mask[j], x, columns, step_x, near, far,
-                    circles, first, cut, partial, whole,
+                n = _half_row(
+                    pixels[j], mask[j], x, columns, step_x, v,
+                    circles, first, cut, partial, whole, pieces, n,
                 )  # fmt: skip
             j += step_y
+    _add_pieces(pieces, n, partial)
     return cut
 
 
@@ -209,15 +217,18 @@ def _half_row(
     x: float,
     columns: tuple[int, int],
     step: int,
-    y0: float,
-    y1: float,
+    v: float,
     circles: tuple[Floats, Floats, int],
     first: int,
     cut: bool,
     partial: Floats,
     whole: Floats,
-) -> None:
+    pieces: Pieces,
+    n: int,
+) -> int:
+    """Add up one side of a row; pieces in large circles wait, n of them, to be added together."""
     squares, inverse, n_small = circles
+    y0, y1 = max(v - 0.5, 0.0), v + 0.5
     n_radii = squares.size
     some = every = first  # the smallest circles that reach the pixel, and that hold all of it
     i = _start(x, columns[0], columns[1], step)
@@ -227,7 +238,7 @@ def _half_row(
         while some < n_radii and squares[some] <= x0 * x0 + y0 * y0:
             some += 1
         if some == n_radii:
-            return
+            return n
         every = max(every, some)
         while every < n_radii and squares[every] < x1 * x1 + y1 * y1:
             every += 1
@@ -236,15 +247,19 @@ def _half_row(
             value = np.float64(row[i])
             inverse_area = 1.0 / area if area > 0.0 else 0.0
             whole[0, every] += value * area
-            for k in range(some, every):
-                if k < n_small:
-                    inside = _overlap_small(x0, x1, y0, y1, squares[k], inverse[k])
-                else:
-                    inside = _overlap(x0, x1, y0, y1, squares[k], inverse[k])
-                spared = inside - inside * inside * inverse_area
-                partial[0, k] += value * inside
-                partial[3, k] += value * spared
-                partial[4, k] += spared
+            for k in range(some, min(every, n_small)):
+                inside = _overlap_small(x0, x1, y0, y1, squares[k], inverse[k])
+                _add_piece(partial, k, value, inside, inverse_area)
+            if n + n_radii > pieces[1].size:
+                _add_pieces(pieces, n, partial)
+                n = 0
+            numbers, places = pieces
+            for k in range(max(some, n_small), every):
+                numbers[0, n], numbers[1, n] = u, v
+                numbers[2, n], numbers[3, n] = squares[k], inverse[k]
+                numbers[5, n], numbers[6, n] = value, inverse_area
+                places[n] = k
+                n += 1
         else:
             whole[1, every] += area
             for k in range(some, every):
@@ -254,6 +269,30 @@ def _half_row(
             for k in range(some, every):
                 partial[2, k] += _overlap_small(x0, x1, y0, y1, squares[k], inverse[k])
         i += step
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _add_piece(partial: Floats, k: int, value: float, inside: float, inverse_area: float) -> None:
+    spared = inside - inside * inside * inverse_area
+    partial[0, k] += value * inside
+    partial[3, k] += value * spared
+    partial[4, k] += spared
+
+
+@njit(nogil=True, cache=True)
+def _add_pieces(pieces: Pieces, n: int, partial: Floats) -> None:
+    """Add n pieces to their circles. The first loop has no branch: it runs on whole vectors."""
+    numbers, places = pieces
+    us, vs, squares, inverses, inside = (
+        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4],
+    )  # fmt: skip
+    for i in range(n):
+        u, v = us[i], vs[i]
+        x0, y0 = max(u - 0.5, 0.0), max(v - 0.5, 0.0)
+        inside[i] = _overlap(x0, u + 0.5, y0, v + 0.5, squares[i], inverses[i])
+    for i in range(n):
+        _add_piece(partial, places[i], numbers[5, i], inside[i], numbers[6, i])
 
 
 @njit(nogil=True, cache=True)
