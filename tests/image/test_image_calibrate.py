@@ -16,6 +16,7 @@ from nightloom.image.calibrate import (
     bad_from_dark,
     bad_from_flat,
     calibrate,
+    pair_gain,
     trim,
 )
 
@@ -166,3 +167,20 @@ def test_dead_and_low_flat_pixels_are_bad_and_vignetting_is_not():
 def test_a_flat_without_light_is_all_bad():
     assert (bad_from_flat(np.zeros((70, 70))) == MASK_BAD).all()
     assert (bad_from_flat(np.full((70, 70), np.nan)) == MASK_BAD).all()
+
+
+@pytest.mark.parametrize("gain", [0.4, 1.6, 8.0])
+def test_gain_of_two_flats_is_that_of_their_photons(gain: float) -> None:
+    rng = np.random.default_rng(5)
+    pattern = 1 + 0.05 * rng.standard_normal((200, 250))
+    flats = [
+        rng.poisson(level * gain * pattern) / gain + rng.normal(0, 6.0, pattern.shape)
+        for level in (18000.0, 17000.0)
+    ]
+    found = pair_gain(flats[0], flats[1], read_noise_adu=6.0)
+    assert found == pytest.approx(gain, rel=0.03)
+
+
+def test_gain_of_flats_without_light_is_unknown() -> None:
+    dark = np.zeros((10, 10))
+    assert np.isnan(pair_gain(dark, dark, read_noise_adu=1.0))

@@ -59,9 +59,12 @@ def expose(
     for plane in (calibration.offset, calibration.inverse_flat):
         if plane is not None and plane.shape != raw.shape:
             raise FrameError(where=frame.path, why=f"is {raw.shape}, its masters are {plane.shape}")
-    gain = frame.gain_e_per_adu
+    gain = gain_of(frame, calibration)
     assumed = not np.isfinite(gain)
     gain = 1.0 if assumed else gain
+    read_noise_e = frame.read_noise_e
+    if not np.isfinite(read_noise_e):
+        read_noise_e = calibration.read_noise_adu * gain
     saturation = saturation_of(frame, raw.dtype)
     pixels, mask = calibrate(
         raw,
@@ -79,9 +82,16 @@ def expose(
     if np.count_nonzero(mask & MASK_SATURATED) > MAX_SATURATED * mask.size:
         raise FrameError(where=frame.path, why="more than half of its pixels are saturated")
     return Exposure(
-        raw, pixels, mask, gain, assumed, frame.read_noise_e, calibration.dark_adu * gain,
+        raw, pixels, mask, gain, assumed, read_noise_e, calibration.dark_adu * gain,
         calibration.flat_err,
     )  # fmt: skip
+
+
+def gain_of(frame: PlannedFrame, calibration: Calibration) -> float:
+    """Gain as header or profile say, else as pairs of flats show it, else NaN."""
+    if np.isfinite(frame.gain_e_per_adu):
+        return frame.gain_e_per_adu
+    return calibration.gain_e_per_adu
 
 
 def trimmed(mask: NDArray[np.uint8], trim_px: int) -> NDArray[np.uint8]:

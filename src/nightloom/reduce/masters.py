@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +16,7 @@ from nightloom.config import CalibrationSection
 from nightloom.engine.recipe import Made, Recipe
 from nightloom.errors import FrameError, ProductError
 from nightloom.frames.fits import read_pixels
-from nightloom.image.calibrate import bad_from_dark, bad_from_flat
+from nightloom.image.calibrate import bad_from_dark, bad_from_flat, pair_gain
 from nightloom.image.combine import median_combine, stack_noise
 from nightloom.plan.recipes import PlannedFrame, PlannedMaster
 from nightloom.schema.cube import MASTER
@@ -23,7 +24,7 @@ from nightloom.store.encodings import read_arrays, read_attributes, write_store
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-MASTER_VERSION = 1
+MASTER_VERSION = 2
 SECTION_BYTES = 32 << 20
 MIN_FRAMES = 3  # with fewer, a cosmic ray stays in the median: said as a caveat
 FLAT_LOW, FLAT_HIGH = 0.02, 0.85  # usable level of a flat, as a fraction of saturation
@@ -42,6 +43,8 @@ class Calibration:
     bad: NDArray[np.uint8] | None
     dark_adu: float  # median dark signal in the exposure, for the noise
     flat_err: float  # relative error of the flat
+    gain_e_per_adu: float = float("nan")  # as pairs of flats show it
+    read_noise_adu: float = float("nan")  # as the bias frames show it
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +102,10 @@ def make_master(job: MasterJob, work: Path, _: list[Any]) -> Made:
     frames, caveats = _readable(job.frames)
     if not frames:
         raise ProductError(where=job.product, why=f"none of {len(job.frames)} frames is usable")
+    measured: dict[str, float] = {}
     if job.image_type == "flat":
         level, noise, frames, more = _flat(job, frames)
+        measured["gain_e_per_adu"] = _measured_gain(job, frames)
         caveats += more
         bad = bad_from_flat(level)
     else:
@@ -108,7 +113,8 @@ def make_master(job: MasterJob, work: Path, _: list[Any]) -> Made:
         bad = bad_from_dark(level) if job.image_type == "dark" else np.zeros(level.shape, np.uint8)
     if len(frames) < MIN_FRAMES:
         caveats += (f"of {len(frames)} frames only",)
-    attributes = job.attributes | {
+    attributes = job.attributes | {k: v for k, v in measured.items() if np.isfinite(v)}
+    attributes |= {
         "image_type": job.image_type,
         "units": "1" if job.image_type == "flat" else "adu",
         "exposure_s": frames[0].exposure_s,
@@ -190,6 +196,26 @@ def _flat(
     return level / scale, noise / scale, tuple(frames[k] for k in used), caveats
 
 
+def _measured_gain(job: MasterJob, frames: tuple[PlannedFrame, ...]) -> float:
+    """Median gain over neighbouring pairs of the flats; NaN without a bias, or with one flat."""
+    if job.paths.bias is None:
+        return float("nan")
+    read_noise_adu = float(np.median(read_arrays(job.paths.bias, ["noise"])["noise"]))
+    gains = []
+    for one, other in itertools.pairwise(frames):
+        pair = [
+            _less(
+                read_pixels(frame.file, frame.hdu),
+                calibration_of(job.paths, frame.exposure_s).offset,
+                slice(None),
+            )
+            for frame in (one, other)
+        ]
+        gains.append(pair_gain(pair[0], pair[1], read_noise_adu=read_noise_adu))
+    known = [gain for gain in gains if np.isfinite(gain)]
+    return float(np.median(known)) if known else float("nan")
+
+
 def _less(raw: NDArray[Any], offset: Floats | None, rows: slice) -> Floats:
     pixels = raw.astype(np.float32)
     return pixels if offset is None else pixels - offset[rows]
@@ -211,7 +237,10 @@ def calibration_of(paths: MasterPaths, exposure_s: float) -> Calibration:
     A dark of another exposure is scaled about the bias; without a bias it is used only as it
     is. Kept in the worker for the next frames: at most `CACHE` of them.
     """
-    bias = None if paths.bias is None else read_arrays(paths.bias, ["level"])["level"]
+    bias, read_noise_adu, gain = None, float("nan"), float("nan")
+    if paths.bias is not None:
+        arrays = read_arrays(paths.bias, ["level", "noise"])
+        bias, read_noise_adu = arrays["level"], float(np.median(arrays["noise"]))
     offset, dark_adu, bad = bias, 0.0, None
     if paths.dark is not None:
         arrays = read_arrays(paths.dark, ["level", "bad"])
@@ -224,10 +253,11 @@ def calibration_of(paths: MasterPaths, exposure_s: float) -> Calibration:
     inverse_flat, flat_err = None, 0.0
     if paths.flat is not None:
         arrays = read_arrays(paths.flat, ["level", "noise", "bad"])
-        n_frames = int(read_attributes(paths.flat)["n_frames"])
+        facts = read_attributes(paths.flat)
+        n_frames, gain = int(facts["n_frames"]), float(facts.get("gain_e_per_adu", "nan"))
         good = arrays["bad"] == 0
         inverse_flat = np.ones_like(arrays["level"])
         inverse_flat[good] = 1 / arrays["level"][good]
         flat_err = float(np.median(arrays["noise"])) / np.sqrt(n_frames)
         bad = arrays["bad"] if bad is None else bad | arrays["bad"]
-    return Calibration(offset, inverse_flat, bad, dark_adu, flat_err)
+    return Calibration(offset, inverse_flat, bad, dark_adu, flat_err, gain, read_noise_adu)

@@ -33,7 +33,7 @@ from nightloom.image.centroid import Centroids, quadratic, windowed
 from nightloom.image.repair import repair
 from nightloom.image.stars import StarPixels, blended, peaks_and_clean_radius
 from nightloom.plan.recipes import PlannedFrame
-from nightloom.reduce.detection import Exposure, Sight, expose, look, place
+from nightloom.reduce.detection import Exposure, Sight, expose, gain_of, look, place
 from nightloom.reduce.masters import calibration_of
 from nightloom.reduce.reference import CalibratedFrame
 from nightloom.schema.cube import ROW_VARIABLES
@@ -133,7 +133,7 @@ def _frame_caveats(item: CalibratedFrame) -> int:
     bare = item.paths.dark is None or item.paths.flat is None
     if bare and not item.paths.calibrated:
         flags |= BITS["calibration_missing"]
-    if not np.isfinite(item.frame.gain_e_per_adu):
+    if not np.isfinite(gain_of(item.frame, calibration_of(item.paths, item.frame.exposure_s))):
         flags |= BITS["gain_assumed"]
     return flags
 
