@@ -102,7 +102,7 @@ class PhotometrySection(Section):
     radii_px: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0, 8.0)
     annulus_fwhm: tuple[float, float] = (4.0, 7.0)
     max_stars: int = Field(200, ge=1)
-    centroid: Literal["windowed", "quadratic", "none"] = "windowed"
+    centroid: Literal["windowed", "quadratic", "gaussian2d", "ballet", "none"] = "windowed"
     detection_sigma: float = Field(5.0, gt=0)
     max_elongation: float = Field(2.5, gt=1)
     min_matched: int = Field(5, ge=3)

@@ -22,16 +22,23 @@ from nightloom.store.encodings import read_arrays, read_attributes, write_store
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-ENSEMBLE_VERSION = 2
+ENSEMBLE_VERSION = 3
 # A star with one of these is no comparison at that epoch; a frame with one decides nothing.
-UNUSABLE_STAR = BITS["saturated"] | BITS["nonlinear"] | BITS["cosmic_ray"] | BITS["background_poor"]
+UNUSABLE_STAR = (
+    BITS["saturated"]
+    | BITS["nonlinear"]
+    | BITS["cosmic_ray"]
+    | BITS["bad_pixel"]
+    | BITS["edge"]
+    | BITS["background_poor"]
+)
 POOR_FRAME = (
     BITS["not_measured"] | BITS["excluded"] | BITS["trailed"] | BITS["low_match"] | BITS["cloudy"]
 )
 
 _FIELD_NAMES = (
     "flux", "flux_err", "flags", "clean_radius_px", "frame_flags", "aperture_radius_px",
-    "jd_utc", "night",
+    "jd_utc", "night", "x", "y",
 )  # fmt: skip
 
 
@@ -97,7 +104,8 @@ def make_ensemble(job: EnsembleJob, work: Path, _: list[Any]) -> Made:
     flags = _flags(columns, job.settings.exclude)
     usable = flags & np.uint32(UNUSABLE_STAR) == 0
     good_frame = (flags & np.uint32(POOR_FRAME) == 0).all(axis=1)
-    unclean = _mask_unclean(columns)
+    facts = read_attributes(job.field)
+    unclean = _mask_unclean(columns, tuple(facts["shape"]))
     targets = np.isin(np.arange(usable.shape[1]), job.settings.targets)
     best = best_curves(
         columns["flux"], columns["flux_err"], usable, never=targets, night=columns["night"],
@@ -107,7 +115,7 @@ def make_ensemble(job: EnsembleJob, work: Path, _: list[Any]) -> Made:
         "flux": best.flux.T,
         "flux_err": best.flux_err.T,
         "comparison": best.comparison.T,
-        "flags": flags.T | np.where(_at(unclean, best.aperture), np.uint32(BITS["bad_pixel"]), 0),
+        "flags": flags.T | _at(unclean, best.aperture),
         "raw_flux": _at(columns["flux"], best.aperture),
         "best_aperture": best.aperture.astype(np.int32),
         "scatter": best.scatter,
@@ -116,7 +124,6 @@ def make_ensemble(job: EnsembleJob, work: Path, _: list[Any]) -> Made:
         "jd_utc": columns["jd_utc"],
         "night": columns["night"],
     }
-    facts = read_attributes(job.field)
     attributes = job.attributes | {
         key: facts[key] for key in ("field", "filter", "instrument", "site")
     }
@@ -133,19 +140,23 @@ def _flags(columns: dict[str, NDArray[Any]], expressions: tuple[str, ...]) -> ND
     out = excluded(expressions, columns, len(frame))
     frame[out] |= np.uint32(BITS["excluded"])
     flags: NDArray[np.uint32] = columns["flags"] | frame[:, None]
-    # What depends on the radius is judged for the radius in use, not for the star as such.
-    by_radius = BITS["edge"] | BITS["bad_pixel"]
-    return flags & ~np.uint32(CAVEATS | by_radius)
+    return flags & ~np.uint32(CAVEATS)
 
 
-def _mask_unclean(columns: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    """Apertures [time, star, aperture] that reach beyond the edge or onto masked pixels.
+def _mask_unclean(columns: dict[str, NDArray[Any]], shape: tuple[int, int]) -> NDArray[np.uint32]:
+    """Flag [time, star, aperture] of apertures that reach beyond the edge or onto lost pixels.
 
     They give no flux to gather: a sum that lacks pixels is no flux of the star.
     """
-    beyond = columns["aperture_radius_px"][:, None, :] > columns["clean_radius_px"][:, :, None]
+    radius = columns["aperture_radius_px"][:, None, :]
+    beyond = radius > columns["clean_radius_px"][:, :, None]
     columns["flux"] = np.where(beyond, np.float32(np.nan), columns["flux"])
-    return np.asarray(beyond)
+    x, y, (ny, nx) = columns["x"], columns["y"], shape
+    inside_px = np.minimum.reduce([x + 0.5, y + 0.5, nx - 0.5 - x, ny - 0.5 - y])
+    flags = np.where(
+        radius > inside_px[:, :, None], np.uint32(BITS["edge"]), np.uint32(BITS["bad_pixel"])
+    )
+    return np.asarray(np.where(beyond, flags, np.uint32(0)))
 
 
 def _at(cube: NDArray[Any], apertures: NDArray[np.int64]) -> NDArray[Any]:

@@ -26,7 +26,7 @@ from nightloom.store.encodings import (
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-FIELD_VERSION = 1
+FIELD_VERSION = 2
 CHUNK_BYTES = 16 << 20
 SLAB_BYTES = 256 << 20
 MAX_CHUNK_STARS = 16
@@ -87,7 +87,7 @@ def make_field(job: FieldJob, work: Path, _: list[Any]) -> Made:
     chunk = _chunk_stars(sizes)
     store = work / "field.zarr"
     attributes = job.attributes | {
-        key: facts[0][key] for key in ("field", "filter", "instrument", "site")
+        key: facts[0][key] for key in ("field", "filter", "instrument", "site", "shape")
     }
     create_store(
         store, FIELD, sizes, attributes=attributes, star_chunk=chunk,

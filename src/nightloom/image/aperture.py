@@ -210,7 +210,7 @@ def _start(centre: float, lowest: int, highest: int, step: int) -> int:
     return int(max(here, lowest) if step > 0 else min(here, highest))
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, inline="always")  # many arguments: a call costs as much as its work
 def _half_row(
     row: Pixels,
     flags: Mask,

@@ -97,7 +97,7 @@ def _measure(
 
 
 @njit(nogil=True, cache=True)
-def _starts(x: float, y: float, level: float, ny: int, nx: int) -> bool:
+def starts(x: float, y: float, level: float, ny: int, nx: int) -> bool:
     """Whether there is a level, and a place within the frame."""
     return math.isfinite(level) and -0.5 <= x <= nx - 0.5 and -0.5 <= y <= ny - 0.5
 
@@ -119,7 +119,7 @@ def _window_all(
     weights = np.empty(2 * int(_WINDOW_SIGMAS * sigma) + 4)
     for star in range(x_px.size):
         x, y = x_px[star], y_px[star]
-        if not _starts(x, y, levels[star], pixels.shape[0], pixels.shape[1]):
+        if not starts(x, y, levels[star], pixels.shape[0], pixels.shape[1]):
             continue
         for _ in range(_MAX_STEPS):
             flux, dx, dy = _first_moments(pixels, mask, x, y, levels[star], sigma, weights)
@@ -162,10 +162,10 @@ def _first_moments(
             d2 = dx * dx + dy * dy
             if d2 >= outer:
                 continue
-            if 0 <= i < nx and 0 <= j < ny and _good(pixels, mask, j, i):
+            if 0 <= i < nx and 0 <= j < ny and good(pixels, mask, j, i):
                 value = np.float64(pixels[j, i])
             else:
-                value = _mirrored(pixels, mask, 2.0 * x - i, 2.0 * y - j)
+                value = mirrored(pixels, mask, 2.0 * x - i, 2.0 * y - j)
                 if math.isnan(value):
                     continue
             value = (value - level) * weights[i - left]
@@ -181,13 +181,13 @@ def _first_moments(
 
 
 @njit(nogil=True, cache=True)
-def _good(pixels: Pixels, mask: Mask, j: int, i: int) -> bool:
+def good(pixels: Pixels, mask: Mask, j: int, i: int) -> bool:
     good: bool = (mask[j, i] & UNUSABLE) == 0 and abs(pixels[j, i]) < np.inf
     return good
 
 
 @njit(nogil=True, cache=True)
-def _mirrored(pixels: Pixels, mask: Mask, x: float, y: float) -> float:
+def mirrored(pixels: Pixels, mask: Mask, x: float, y: float) -> float:
     """Bilinear value at a place between pixels; NaN where one of the four is no good."""
     ny, nx = pixels.shape
     i, j = int(np.floor(x)), int(np.floor(y))
@@ -197,7 +197,7 @@ def _mirrored(pixels: Pixels, mask: Mask, x: float, y: float) -> float:
     value = 0.0
     for dj in range(2):
         for di in range(2):
-            if not _good(pixels, mask, j + dj, i + di):
+            if not good(pixels, mask, j + dj, i + di):
                 return np.nan
             weight = (fx if di else 1.0 - fx) * (fy if dj else 1.0 - fy)
             value += weight * pixels[j + dj, i + di]
@@ -227,7 +227,7 @@ def _fit_all(
     smooth = np.empty((side, side))
     for star in range(x_px.size):
         x, y = x_px[star], y_px[star]
-        if not _starts(x, y, levels[star], ny, nx):
+        if not starts(x, y, levels[star], ny, nx):
             continue
         left, low = int(np.floor(x + 0.5)) - wide - 1, int(np.floor(y + 0.5)) - wide - 1
         _smooth(pixels, mask, left, low, levels[star], kernel, rows, smooth)
@@ -260,7 +260,7 @@ def _smooth(
         if not 0 <= y < ny:
             continue
         for x in range(max(left - half, 0), min(left + side + half, nx)):
-            if not _good(pixels, mask, y, x):
+            if not good(pixels, mask, y, x):
                 continue
             value = pixels[y, x] - level
             start = x - left - half  # the first place whose kernel reaches this pixel

@@ -9,6 +9,7 @@ from nightloom.image.calibrate import MASK_BAD, MASK_COSMIC, MASK_NAN, Mask, Pix
 
 _FILLED = MASK_BAD | MASK_COSMIC | MASK_NAN
 _MIN_PAIRS = 2
+_RUN_PX = 64  # pixels whose flags are looked at together: nearly all runs are clean
 
 
 def repair(pixels_e: Pixels, mask: Mask) -> Mask:
@@ -30,14 +31,25 @@ def repair(pixels_e: Pixels, mask: Mask) -> Mask:
 def _repair(pixels: Pixels, mask: Mask, left: Mask) -> None:
     ny, nx = pixels.shape
     for y in range(1, ny - 1):
-        for x in range(1, nx - 1):
-            if mask[y, x] & _FILLED == 0:
+        for start in range(0, nx, _RUN_PX):
+            run = mask[y, start : start + _RUN_PX]
+            marks = np.uint8(0)
+            for k in range(len(run)):
+                marks |= run[k]
+            if marks & _FILLED == 0:
                 continue
-            total, count = 0.0, 0
-            for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
-                if mask[y + dy, x + dx] == 0 and mask[y - dy, x - dx] == 0:
-                    total += pixels[y + dy, x + dx] + pixels[y - dy, x - dx]
-                    count += 2
-            if count >= 2 * _MIN_PAIRS:
-                pixels[y, x] = total / count
-                left[y, x] = mask[y, x] & ~_FILLED
+            for x in range(max(start, 1), min(start + _RUN_PX, nx - 1)):
+                if mask[y, x] & _FILLED:
+                    _fill(pixels, mask, left, y, x)
+
+
+@njit(nogil=True, cache=True)
+def _fill(pixels: Pixels, mask: Mask, left: Mask, y: int, x: int) -> None:
+    total, count = 0.0, 0
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        if mask[y + dy, x + dx] == 0 and mask[y - dy, x - dx] == 0:
+            total += pixels[y + dy, x + dx] + pixels[y - dy, x - dx]
+            count += 2
+    if count >= 2 * _MIN_PAIRS:
+        pixels[y, x] = total / count
+        left[y, x] = mask[y, x] & ~_FILLED

@@ -51,9 +51,12 @@ def saturated_groups(frame: Pixels, flags: Mask, mesh: Mesh) -> Groups:
 def _count_saturated(flags: Mask) -> int:
     total = 0
     for y in range(len(flags)):
-        marks = flags[y]
+        marks, any_of_them = flags[y], np.uint8(0)
         for x in range(len(marks)):
-            total += (marks[x] & MASK_SATURATED) != 0
+            any_of_them |= marks[x]
+        if any_of_them & MASK_SATURATED:
+            for x in range(len(marks)):
+                total += (marks[x] & MASK_SATURATED) != 0
     return total
 
 

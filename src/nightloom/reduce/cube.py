@@ -32,7 +32,7 @@ from nightloom.store.encodings import (
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-CUBE_VERSION = 3
+CUBE_VERSION = 4
 CLOUDY = 10 ** (-0.4 * 0.5)  # of the night's best transparency: 0.5 mag
 BEST_PERCENTILE = 90
 PIXELS_A_SECOND = 60e6  # measured on one core; only cuts partitions to about a second of work
@@ -149,6 +149,7 @@ def cube_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:
         "filter": cube.filter,
         "instrument": cube.frames[0].instrument,
         "site": list(site_of(cube)),
+        "shape": [cube.frames[0].ny, cube.frames[0].nx],
     }
     n_stars = len(_stars(stars).x_px)
     n_apertures = len(settings.radii_fwhm) + len(settings.radii_px)

@@ -77,9 +77,9 @@ def expose(
     )
     if trim_px:
         mask = trimmed(mask, trim_px)
-    if not np.isfinite(pixels).any():
+    if not any(np.isfinite(row).any() for row in pixels):
         raise FrameError(where=frame.path, why="no pixel holds a number")
-    if np.count_nonzero(mask & MASK_SATURATED) > MAX_SATURATED * mask.size:
+    if _n_saturated(mask) > MAX_SATURATED * mask.size:
         raise FrameError(where=frame.path, why="more than half of its pixels are saturated")
     return Exposure(
         raw, pixels, mask, gain, assumed, read_noise_e, calibration.dark_adu * gain,
@@ -92,6 +92,12 @@ def gain_of(frame: PlannedFrame, calibration: Calibration) -> float:
     if np.isfinite(frame.gain_e_per_adu):
         return frame.gain_e_per_adu
     return calibration.gain_e_per_adu
+
+
+def _n_saturated(mask: NDArray[np.uint8]) -> int:
+    """Saturated pixels, none looked for where any flag at all is rarer than too many of them."""
+    marked = np.count_nonzero(mask)
+    return np.count_nonzero(mask & MASK_SATURATED) if marked > MAX_SATURATED * mask.size else 0
 
 
 def trimmed(mask: NDArray[np.uint8], trim_px: int) -> NDArray[np.uint8]:

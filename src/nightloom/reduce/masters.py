@@ -24,11 +24,13 @@ from nightloom.store.encodings import read_arrays, read_attributes, write_store
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-MASTER_VERSION = 2
+MASTER_VERSION = 3
 SECTION_BYTES = 32 << 20
 MIN_FRAMES = 3  # with fewer, a cosmic ray stays in the median: said as a caveat
 FLAT_LOW, FLAT_HIGH = 0.02, 0.85  # usable level of a flat, as a fraction of saturation
 CACHE = 6
+UNSTEADY = 10.0  # scatter of a hot pixel over that of the others
+HOTTEST_ADU = 10000.0  # dark signal above the others': a sixth of 16 bits is gone
 
 log = logging.getLogger("nightloom")
 Floats = NDArray[np.float32]
@@ -110,7 +112,9 @@ def make_master(job: MasterJob, work: Path, _: list[Any]) -> Made:
         bad = bad_from_flat(level)
     else:
         level, noise = _median(frames)
-        bad = bad_from_dark(level) if job.image_type == "dark" else np.zeros(level.shape, np.uint8)
+        bad = np.zeros(level.shape, np.uint8)
+        if job.image_type == "dark":
+            bad = _harmful(level, noise, bad_from_dark(level, noise=noise))
     if len(frames) < MIN_FRAMES:
         caveats += (f"of {len(frames)} frames only",)
     attributes = job.attributes | {k: v for k, v in measured.items() if np.isfinite(v)}
@@ -124,6 +128,18 @@ def make_master(job: MasterJob, work: Path, _: list[Any]) -> Made:
     arrays: dict[str, NDArray[Any]] = {"level": level, "noise": noise, "bad": bad}
     write_store(work / "master.zarr", MASTER, arrays, attributes=attributes)
     return Made(caveats=caveats)
+
+
+def _harmful(level: Floats, noise: Floats, hot: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Of the hot pixels those that a dark does not mend.
+
+    A steady hot pixel is subtracted like any other and adds little noise to a star; filling it
+    from its neighbours near a star's core would be worse. What flickers, or has little of its
+    range left, is lost.
+    """
+    middle = float(np.median(level))
+    flickers = noise > UNSTEADY * np.median(noise)
+    return np.where(flickers | (level - middle > HOTTEST_ADU), hot, np.uint8(0))
 
 
 def _readable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from nightloom.image.aperture import (
     flux_errors,
     flux_errors_from_rms,
 )
+from nightloom.image.ballet import ballet
 from nightloom.image.calibrate import (
     MASK_BAD,
     MASK_COSMIC,
@@ -30,6 +32,7 @@ from nightloom.image.calibrate import (
     MASK_SATURATED,
 )
 from nightloom.image.centroid import Centroids, quadratic, windowed
+from nightloom.image.gaussian import gaussian2d
 from nightloom.image.repair import repair
 from nightloom.image.stars import StarPixels, blended, peaks_and_clean_radius
 from nightloom.plan.recipes import PlannedFrame
@@ -165,13 +168,15 @@ def _measure(
     fwhm_px = sight.psf.fwhm_px if sight.psf.n_stars else stars.fwhm_px
     mask_before = exposure.mask
     exposure = replace(exposure, mask=repair(exposure.pixels_e, exposure.mask))
-    positions = _centroids(exposure, placed, stars, settings, fwhm_px)
-    x, y = positions.x_px, positions.y_px
-    radii_px = np.concatenate([np.array(settings.radii_fwhm) * fwhm_px, settings.radii_px])
+    x, y = alignment.apply(placed.matrix, stars.x_px, stars.y_px)
+    # About the aligned places, once: the sky beneath the centroids is then that of the fluxes.
     annuli = annulus_background(
         exposure.pixels_e, exposure.mask, x, y,
         inner_px=settings.annulus_fwhm[0] * fwhm_px, outer_px=settings.annulus_fwhm[1] * fwhm_px,
     )  # fmt: skip
+    positions = _centroids(exposure, x, y, annuli, settings, fwhm_px)
+    x, y = positions.x_px, positions.y_px
+    radii_px = np.concatenate([np.array(settings.radii_fwhm) * fwhm_px, settings.radii_px])
     sums = aperture_sums(exposure.pixels_e, exposure.mask, x, y, radii_px)
     flux = sums.flux_e - sums.area_px * annuli.level_e[:, None]
     look_at = partial(
@@ -211,20 +216,22 @@ def _measure(
     }
 
 
+_METHODS: dict[str, Callable[..., Centroids]] = {
+    "windowed": windowed,
+    "quadratic": quadratic,
+    "gaussian2d": gaussian2d,
+    "ballet": ballet,
+}
+
+
 def _centroids(
-    exposure: Exposure, placed: Alignment, stars: StarList, settings: PhotometrySection,
-    fwhm_px: float,
+    exposure: Exposure, x: NDArray[np.float64], y: NDArray[np.float64], annuli: Annuli,
+    settings: PhotometrySection, fwhm_px: float,
 ) -> Positions:  # fmt: skip
     """Aligned positions, bettered star by star where a centroid can be trusted."""
-    x, y = alignment.apply(placed.matrix, stars.x_px, stars.y_px)
     if settings.centroid == "none":
         return Positions(x, y, np.zeros(len(x), dtype=bool))
-    annuli = annulus_background(
-        exposure.pixels_e, exposure.mask, x, y,
-        inner_px=settings.annulus_fwhm[0] * fwhm_px, outer_px=settings.annulus_fwhm[1] * fwhm_px,
-    )  # fmt: skip
-    method = {"windowed": windowed, "quadratic": quadratic}[settings.centroid]
-    found: Centroids = method(
+    found: Centroids = _METHODS[settings.centroid](
         exposure.pixels_e, exposure.mask, x, y, background_e=annuli.level_e, fwhm_px=fwhm_px,
         max_shift_px=CENTROID_CAP_FWHM * fwhm_px,
     )  # fmt: skip

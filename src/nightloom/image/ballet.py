@@ -1,0 +1,172 @@
+"""Positions of stars by a convolutional network after Ballet, trained on simulated stars.
+
+`scripts/train_ballet.py` makes the weights in data/ballet; the figures of the training lie beside.
+A position that can't be had is the one given, with `ok` false: the caller flags it.
+"""
+
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from importlib.resources import as_file, files
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+from nightloom.image.aperture import Floats, frame_arrays, positive, star_vectors
+from nightloom.image.calibrate import Mask, Pixels
+from nightloom.image.centroid import Centroids, good, mirrored
+from nightloom.image.network import HALF, SIDE, Floats32, Network, load_weights, predict
+
+_NEAR_PX = 0.7  # farther from the middle of the cutout the network is less exact: cut again
+_MAX_TURNS = 4
+_PEAK_HALF = 4  # scaled by the maximum of the inner 9x9
+_MAX_REPLACED = SIDE * SIDE // 2
+_MAX_LOST = SIDE * SIDE // 8
+_MIN_SIGNIFICANCE = 4.0
+_MAX_RIM = 0.7  # of the peak: flatter is no star
+
+
+def ballet(
+    pixels_e: NDArray[Any],
+    mask: NDArray[Any],
+    x_px: ArrayLike,
+    y_px: ArrayLike,
+    *,
+    background_e: ArrayLike,
+    fwhm_px: float,
+    max_shift_px: float,
+    network: Network | None = None,
+) -> Centroids:
+    """Centroids by the network, on 15x15 pixels cut again until the star is in their middle.
+
+    pixels_e, mask: [y, x]; x_px, y_px, background_e: [star]. A pixel that is masked or off the
+    frame is replaced by its mirror image about the star. Not ok: too many pixels lost, flat,
+    below four sigma, fwhm_px outside what the network knows, strayed beyond max_shift_px, no
+    start within the frame. Raises ValueError: shapes differ, a length not finite and above zero.
+    """
+    pixels, flags = frame_arrays(pixels_e, mask)
+    x0, y0, level = star_vectors(x_px, y_px, background_e)
+    fwhm, reach = positive("fwhm_px", fwhm_px), positive("max_shift_px", max_shift_px)
+    network = network or shipped()
+    ny, nx = pixels.shape
+    inside = (x0 >= -0.5) & (x0 <= nx - 0.5) & (y0 >= -0.5) & (y0 <= ny - 0.5)
+    low, high = network.fwhm_px
+    alive = inside & np.isfinite(level) & (low <= fwhm <= high)
+    x, y, waiting = x0.copy(), y0.copy(), np.flatnonzero(alive)
+    for _ in range(_MAX_TURNS):
+        if not waiting.size:
+            break
+        again = _locate(network, pixels, flags, waiting, x, y, level)
+        with np.errstate(invalid="ignore", over="ignore"):
+            alive[waiting] = np.hypot(x - x0, y - y0)[waiting] <= reach
+        waiting = waiting[again & alive[waiting]]
+    return Centroids(x_px=np.where(alive, x, x0), y_px=np.where(alive, y, y0), ok=alive)
+
+
+@lru_cache(maxsize=1)
+def shipped() -> Network:
+    """The network that comes with nightloom, read once a process."""
+    with as_file(files("nightloom") / "data" / "ballet" / "weights.npz") as path:
+        return load_weights(path)
+
+
+def _locate(
+    network: Network, pixels: Pixels, mask: Mask, stars: NDArray[np.intp], x: Floats, y: Floats,
+    level: Floats,
+) -> NDArray[np.bool_]:  # fmt: skip
+    """Moves x, y [star] of the given stars, to NaN if lost; which of them should be cut again."""
+    cutouts = np.empty((len(stars), SIDE, SIDE), dtype=np.float32)
+    left = np.floor(x[stars] + 0.5).astype(np.int64) - HALF
+    low = np.floor(y[stars] + 0.5).astype(np.int64) - HALF
+    replaced = np.empty(len(stars), dtype=np.int64)
+    _cut(pixels, mask, x[stars], y[stars], level[stars], left, low, cutouts, replaced)
+    usable = replaced >= 0
+    if network.scale == "range":
+        _to_range(cutouts)
+    place = predict(network, cutouts).astype(np.float64)  # row and column within the cutout
+    off = np.abs(place - HALF).max(axis=1)
+    # As published: rows first, 0 at the centre of the first pixel of the cutout.
+    x[stars] = np.where(usable, left + place[:, 1], np.nan)
+    y[stars] = np.where(usable, low + place[:, 0], np.nan)
+    again: NDArray[np.bool_] = usable & ((off > _NEAR_PX) | (replaced > 0))
+    return again
+
+
+def _to_range(cutouts: Floats32) -> None:
+    cutouts -= cutouts.min(axis=(1, 2), keepdims=True)
+    cutouts /= np.maximum(cutouts.max(axis=(1, 2), keepdims=True), np.float32(1e-30))
+
+
+@njit(nogil=True, cache=True)
+def _cut(
+    pixels: Pixels,
+    mask: Mask,
+    x_px: Floats,
+    y_px: Floats,
+    levels: Floats,
+    left: NDArray[np.int64],
+    low: NDArray[np.int64],
+    cutouts: Floats32,
+    replaced: NDArray[np.int64],
+) -> None:
+    """Cutouts less their level over their inner maximum; pixels replaced, -1 without a star."""
+    for star in range(x_px.size):
+        cutout = cutouts[star]
+        n_replaced = n_lost = 0
+        for j in range(SIDE):
+            for i in range(SIDE):
+                column, row = left[star] + i, low[star] + j
+                inside = 0 <= row < pixels.shape[0] and 0 <= column < pixels.shape[1]
+                if inside and good(pixels, mask, row, column):
+                    cutout[j, i] = pixels[row, column] - levels[star]
+                    continue
+                n_replaced += 1
+                value = mirrored(pixels, mask, 2.0 * x_px[star] - column, 2.0 * y_px[star] - row)
+                if math.isnan(value):
+                    n_lost += 1 if max(abs(i - HALF), abs(j - HALF)) > _PEAK_HALF else SIDE * SIDE
+                    value = levels[star]
+                cutout[j, i] = value - levels[star]
+        peak = _peak(cutout)
+        known = n_replaced <= _MAX_REPLACED and n_lost <= _MAX_LOST and 0.0 < peak < np.inf
+        if known and _stands_out(cutout, peak):
+            replaced[star] = n_replaced
+            cutout /= peak
+        else:
+            replaced[star] = -1
+            cutout[:] = 0.0
+
+
+@njit(nogil=True, cache=True)
+def _peak(cutout: Floats32) -> float:
+    peak = -np.inf
+    for j in range(HALF - _PEAK_HALF, HALF + _PEAK_HALF + 1):
+        for i in range(HALF - _PEAK_HALF, HALF + _PEAK_HALF + 1):
+            peak = max(peak, cutout[j, i])
+    return peak
+
+
+@njit(nogil=True, cache=True)
+def _stands_out(cutout: Floats32, peak: float) -> bool:
+    """Whether the brightest 3x3 pixels are above the scatter of the rim."""
+    total = squares = 0.0
+    for k in range(SIDE - 1):
+        for value in (cutout[0, k], cutout[k, -1], cutout[-1, k + 1], cutout[k + 1, 0]):
+            total += value
+            squares += value * value
+    n = 4 * (SIDE - 1)
+    rim = total / n
+    scatter = math.sqrt(max(squares / n - rim * rim, 0.0))
+    best = -np.inf
+    for j in range(HALF - _PEAK_HALF, HALF + _PEAK_HALF + 1):
+        for i in range(HALF - _PEAK_HALF, HALF + _PEAK_HALF + 1):
+            core = 0.0
+            for v in range(j - 1, j + 2):
+                core += cutout[v, i - 1] + cutout[v, i] + cutout[v, i + 1]
+            best = max(best, core / 9.0)
+    stands: bool = best - rim > _MIN_SIGNIFICANCE * scatter / 3.0 and rim < _MAX_RIM * peak
+    return stands
