@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from astropy.stats import SigmaClip, sigma_clip
+from astropy.stats import SigmaClip
 from numpy.typing import NDArray
 from scipy.optimize import curve_fit
+from scipy.spatial import cKDTree
 from skimage.measure import label, regionprops
 from skimage.transform import AffineTransform
+from twirl import quads
+from twirl.geometry import get_transform_matrix
+from twirl.match import count_cross_match
 
 Floats = NDArray[np.float64]
 Lap = Callable[[str], None]
@@ -31,8 +35,6 @@ try:
     import photutils.aperture
     import photutils.background
     import photutils.centroids
-    import twirl.quads
-    from scipy.spatial import cKDTree
 except ImportError:
     photutils = None
 try:
@@ -181,7 +183,7 @@ def eloy_reference(xy: Floats) -> Any:
 
 
 def photutils_reference(xy: Floats) -> Any:
-    hashes, asterisms = twirl.quads.hashes(xy[:N_ALIGN])
+    hashes, asterisms = quads.hashes(xy[:N_ALIGN])
     return cKDTree(hashes), asterisms
 
 
@@ -212,13 +214,13 @@ def _gaussian_fwhm(clean: Floats, xy: Floats) -> float:
 def _twirled(found: Floats, reference_xy: Floats, reference: Any) -> Floats:
     """Asterisms of the brightest stars; the transformation on which most stars agree."""
     tree, asterisms = reference
-    hashes, mine = twirl.quads.hashes(found[:N_ALIGN])
+    hashes, mine = quads.hashes(found[:N_ALIGN])
     few = np.column_stack([reference_xy[:N_ALIGN], np.ones(min(N_ALIGN, len(reference_xy)))])
     best, votes = np.eye(3), 0
     for i, near in enumerate(cKDTree(hashes).query_ball_tree(tree, r=0.02)):
         for j in near:
-            matrix = twirl.geometry.get_transform_matrix(asterisms[j], mine[i])
-            agree = twirl.match.count_cross_match(found[:N_ALIGN], (few @ matrix.T)[:, :2], 2)
+            matrix = get_transform_matrix(asterisms[j], mine[i])
+            agree = count_cross_match(found[:N_ALIGN], (few @ matrix.T)[:, :2], 2)
             if agree > votes:
                 best, votes = matrix, agree
         if votes > 0.7 * N_ALIGN:
@@ -244,11 +246,6 @@ def _rings(image: NDArray[Any], x: Floats, y: Floats, inner: float, outer: float
             ring = kept
         levels[k] = np.median(ring)
     return levels
-
-
-def clipped_median(values: Floats) -> float:
-    """Median after astropy's clipping at 3 sigma."""
-    return float(np.median(sigma_clip(values, 3.0, maxiters=10, masked=False)))
 
 
 PEERS: dict[str, tuple[Callable[[PeerCase, Any, Lap], PeerResult], Callable[[Floats], Any]]] = {}

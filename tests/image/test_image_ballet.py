@@ -8,12 +8,12 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from cramer_rao import GAUSSIAN_BETA, Floats, a_hundred_phases, noisy_stars, rms_px
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
+from cramer_rao import GAUSSIAN_BETA, Floats, a_hundred_phases, noisy_stars, rms_px
 from nightloom.image.ballet import ballet, shipped
 from nightloom.image.calibrate import MASK_BAD
 from nightloom.image.centroid import Centroids

@@ -17,7 +17,6 @@ from nightloom.errors import ArchiveError, ConfigError
 from nightloom.store.products import current
 
 NY, NX = 150, 180
-pytestmark = pytest.mark.xdist_group("bad")
 MAIN = "import sys; from nightloom.cli.app import main; sys.argv[0] = 'nightloom'; main()"
 
 

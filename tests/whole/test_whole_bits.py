@@ -61,7 +61,6 @@ def copy_of(folder: Path, name: str) -> Path:
     return other / "nightloom.toml"
 
 
-@pytest.mark.xdist_group("bits")
 def test_serial_one_and_two_processes_make_the_same_bytes(folder: Path) -> None:
     serial = copy_of(folder, "serial")
     assert run(serial).exit_code == 0
@@ -75,7 +74,6 @@ def test_serial_one_and_two_processes_make_the_same_bytes(folder: Path) -> None:
         assert digest(config) == expected
 
 
-@pytest.mark.xdist_group("bits")
 def test_a_moved_and_turned_frame_is_measured_where_it_is(folder: Path) -> None:
     """Trap 1: the tutorial applies the transform backwards."""
     config = copy_of(folder, "moved")

@@ -19,8 +19,6 @@ from nightloom.schema.flags import BITS
 from nightloom.synth.archive import write_archive
 from nightloom.synth.truth import SynthSpec
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -20,8 +20,6 @@ from nightloom.store.encodings import read_arrays
 from nightloom.store.products import current, require
 from transits import Planet, fit_transit
 
-pytestmark = pytest.mark.xdist_group("real")
-
 HATP32 = """
 [archive]
 frames = ["{frames}"]
