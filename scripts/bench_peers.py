@@ -43,11 +43,20 @@ except ImportError:
     alignment = None
 
 N_ALIGN = 12  # as in the tutorial
+# One thread; and freed memory is kept: else each frame's arrays are faulted in page by page.
+ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+ENVIRONMENT |= {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc takes
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class PeerCase:
-    """A frame and what a night knows before: masters (ADU, [y, x] or one number), star list."""
+    """A frame and what a night knows before: masters and star list.
+
+    Masters are float64, as eloy's functions and plain numpy make them, [y, x] or one number.
+    """
 
     file: Path
     bias: NDArray[Any]
@@ -122,7 +131,7 @@ def photutils_frame(case: PeerCase, reference: Any, lap: Lap) -> PeerResult:
     aligned = _twirled(found, case.reference_xy, reference)
     lap("align")
     x, y = photutils.centroids.centroid_sources(
-        clean, *_inside(aligned, image.shape).T, box_size=11,
+        clean, *_inside(aligned, image.shape).T, box_size=2 * max(1, round(fwhm)) + 1,
         centroid_func=photutils.centroids.centroid_com,
     )  # fmt: skip
     xy = np.column_stack([x, y])
@@ -146,19 +155,16 @@ def photutils_frame(case: PeerCase, reference: Any, lap: Lap) -> PeerResult:
 def sep_frame(case: PeerCase, reference: Any, lap: Lap) -> PeerResult:
     """SExtractor as a library, by one who knows it: float32, native bytes, arrays of stars."""
     data = fits.getdata(case.file).astype(np.float32)
-    image = (data - case.bias - np.float32(case.exposure_s) * case.dark) / case.flat
-    image = np.ascontiguousarray(image, dtype=np.float32)
+    offset, flat = reference
+    image = (data - offset) / flat
     lap("calibrate")
     background = sep.Background(image, bw=64, bh=64)
     clean = image - background.back()
     lap("background")
-    stars = sep.extract(clean, 5.0, err=background.rms())
+    stars = sep.extract(clean, 5.0, err=background.globalrms)
     stars = stars[np.argsort(-stars["flux"])]
     lap("detect")
-    sharp = stars[:50]
-    fwhm = float(2 * np.median(sep.flux_radius(
-        clean, sharp["x"], sharp["y"], 6 * sharp["a"], 0.5, subpix=5)[0]
-    ))  # fmt: skip
+    fwhm = _half_light_fwhm(clean, stars[:50])
     lap("fwhm")
     found = np.column_stack([stars["x"], stars["y"]])
     transform, _ = astroalign.find_transform(
@@ -178,17 +184,19 @@ def sep_frame(case: PeerCase, reference: Any, lap: Lap) -> PeerResult:
     return PeerResult(np.column_stack([x, y]), flux, level, fwhm)
 
 
-def eloy_reference(xy: Floats) -> Any:
-    return alignment.twirl_reference(xy[:N_ALIGN])
+def eloy_reference(case: PeerCase) -> Any:
+    return alignment.twirl_reference(case.reference_xy[:N_ALIGN])
 
 
-def photutils_reference(xy: Floats) -> Any:
-    hashes, asterisms = quads.hashes(xy[:N_ALIGN])
+def photutils_reference(case: PeerCase) -> Any:
+    hashes, asterisms = quads.hashes(case.reference_xy[:N_ALIGN])
     return cKDTree(hashes), asterisms
 
 
-def no_reference(xy: Floats) -> Any:
-    return None
+def sep_reference(case: PeerCase) -> Any:
+    """What a night's frames share: masters as float32, bias and dark in one."""
+    offset = case.bias + case.exposure_s * case.dark
+    return offset.astype(np.float32), case.flat.astype(np.float32)
 
 
 def _inside(xy: Floats, shape: tuple[int, int]) -> Floats:
@@ -211,8 +219,16 @@ def _gaussian_fwhm(clean: Floats, xy: Floats) -> float:
     return float(2.3548 * np.mean(np.abs(best[1:3])))
 
 
+def _half_light_fwhm(clean: NDArray[Any], stars: NDArray[Any]) -> float:
+    """Twice the radius of half the light within 6 px, as of a Gaussian."""
+    radius, _ = sep.flux_radius(
+        clean, stars["x"], stars["y"], np.full(len(stars), 6.0), 0.5, subpix=5
+    )
+    return float(2 * np.median(radius))
+
+
 def _twirled(found: Floats, reference_xy: Floats, reference: Any) -> Floats:
-    """Asterisms of the brightest stars; the transformation on which most stars agree."""
+    """Asterisms of the brightest stars; the transformation on which most agree, fitted to all."""
     tree, asterisms = reference
     hashes, mine = quads.hashes(found[:N_ALIGN])
     few = np.column_stack([reference_xy[:N_ALIGN], np.ones(min(N_ALIGN, len(reference_xy)))])
@@ -225,6 +241,10 @@ def _twirled(found: Floats, reference_xy: Floats, reference: Any) -> Floats:
                 best, votes = matrix, agree
         if votes > 0.7 * N_ALIGN:
             break
+    away, nearest = cKDTree(found).query(AffineTransform(best)(reference_xy))
+    pairs = away < 2
+    if np.count_nonzero(pairs) >= 3:
+        best = get_transform_matrix(reference_xy[pairs], found[nearest[pairs]])
     return AffineTransform(best)(reference_xy)
 
 
@@ -248,10 +268,10 @@ def _rings(image: NDArray[Any], x: Floats, y: Floats, inner: float, outer: float
     return levels
 
 
-PEERS: dict[str, tuple[Callable[[PeerCase, Any, Lap], PeerResult], Callable[[Floats], Any]]] = {}
+PEERS: dict[str, tuple[Callable[[PeerCase, Any, Lap], PeerResult], Callable[[PeerCase], Any]]] = {}
 if alignment is not None:
     PEERS["eloy"] = eloy_frame, eloy_reference
 if photutils is not None:
     PEERS["photutils"] = photutils_frame, photutils_reference
 if sep is not None:
-    PEERS["sep"] = sep_frame, no_reference
+    PEERS["sep"] = sep_frame, sep_reference

@@ -2,7 +2,7 @@
 
 Needs PyTorch, which nightloom itself does not: `python -m venv train`, then
 `train/bin/pip install torch numpy` and `train/bin/python scripts/train_ballet.py`.
-Writes weights.npz and training.json, now and then and at the end.
+Writes weights.npz and training.json after each of two stages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +25,13 @@ CHANNELS = (16, 32, 64)
 STRIDES = (1, 2, 1)
 HIDDEN = 256
 FWHM_PX = (1.4, 9.0)
+WIDE_PX = 5.0
 NARROW_PX, NARROW_SHARE = 2.8, 0.25  # narrower stars need a finer integration over pixels
 BETA = (1.6, 5.0)
 GAUSSIAN_BETA = 500.0  # a Moffat so steep is a Gaussian
 GAUSSIAN_SHARE = 0.25
 MAX_ELONGATION = 2.0  # two of three are below 1.5
 SNR = (15.0, 2000.0)
-SKY_E2 = (4.0, 4000.0)  # variance of sky and read-out in a pixel, electrons squared
 # Offsets from the centre of the cutout. Inference cuts again where they are not near, so far ones
 # need only be right by a few hundredths of their excess.
 NEAR_PX, MIDDLE_PX, FAR_PX = 0.8, 2.6, 4.6
@@ -40,6 +40,24 @@ NEIGHBOUR_SHARE, NEIGHBOUR_FLUX, NEIGHBOUR_FWHM = 0.15, (0.01, 1.0), 1.5
 FLOOR_PX = 0.006  # errors below this are as good as none
 HUBER = 3.0
 OUT = Path(__file__).parents[1] / "src" / "nightloom" / "data" / "ballet"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Steps at a rate that falls to nothing, and what is drawn.
+
+    sky_e2: variance of sky and read-out in a pixel, electrons squared; wide_share: of stars drawn
+    from WIDE_PX on, beyond their share of the rest.
+    """
+
+    steps: int
+    rate: float
+    sky_e2: tuple[float, float]
+    wide_share: float
+
+
+# What is hardest comes last: broad stars whose own photons are the noise.
+STAGES = (Stage(17000, 1.5e-3, (4.0, 4000.0), 0.0), Stage(4500, 6e-4, (1.0, 2000.0), 0.4))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +140,7 @@ def simulate(
     *,
     fwhm: tuple[float, float],
     snr: tuple[float, float] = SNR,
+    sky_e2: tuple[float, float] = STAGES[0].sky_e2,
     lone: bool = False,
 ) -> Stars:
     """Random stars with sky, photon noise, an error of the background, and neighbours.
@@ -138,7 +157,7 @@ def simulate(
     form = (width, beta, stretch, uniform(n, 0, math.pi))
     n_nodes = 3 if fwhm[0] < NARROW_PX else 2
     star, slope_y, slope_x = profiles(y, x, *form, n_nodes=n_nodes)
-    sky, square = log_uniform(n, *SKY_E2), log_uniform(n, *snr) ** 2
+    sky, square = log_uniform(n, *sky_e2), log_uniform(n, *snr) ** 2
     area = star.sum((1, 2)) ** 2 / (star**2).sum((1, 2))
     flux = (square + torch.sqrt(square**2 + 4 * square * sky * area)) / 2
     ratio = (sky * star.sum((1, 2)) / flux)[:, None, None]  # to the variance of the peak
@@ -171,15 +190,22 @@ def neighbours(
     return value * log_uniform(n, *NEIGHBOUR_FLUX)[:, None, None]
 
 
-def batch_of(n: int) -> Stars:
-    """A batch to train on: narrow and broad stars."""
-    n_narrow = round(NARROW_SHARE * n)
-    narrow = simulate(n_narrow, fwhm=(FWHM_PX[0], NARROW_PX))
-    broad = simulate(n - n_narrow, fwhm=(NARROW_PX, FWHM_PX[1]))
+def batch_of(n: int, stage: Stage) -> Stars:
+    """A batch to train on: narrow, broad and wide stars."""
+    n_narrow, n_wide = round(NARROW_SHARE * n), round(stage.wide_share * n)
+    parts = [
+        simulate(size, fwhm=fwhm, sky_e2=stage.sky_e2)
+        for size, fwhm in (
+            (n_narrow, (FWHM_PX[0], NARROW_PX)),
+            (n - n_narrow - n_wide, (NARROW_PX, FWHM_PX[1])),
+            (n_wide, (WIDE_PX, FWHM_PX[1])),
+        )
+        if size
+    ]
     return Stars(
-        torch.cat([narrow.cutouts, broad.cutouts]),
-        torch.cat([narrow.offsets_px, broad.offsets_px]),
-        torch.cat([narrow.bounds_px, broad.bounds_px]),
+        torch.cat([part.cutouts for part in parts]),
+        torch.cat([part.offsets_px for part in parts]),
+        torch.cat([part.bounds_px for part in parts]),
     )
 
 
@@ -224,40 +250,62 @@ def save(net: Net, out: Path, facts: dict[str, object]) -> None:
     (out / "training.json").write_text(json.dumps(facts | {"figures": figures(net)}, indent=1))
 
 
-def main() -> None:
-    """Train, and print the loss as it falls."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=17000)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
-    net = Net().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=options.rate, weight_decay=1e-4)
+def load(net: Net, path: Path) -> None:
+    """The weights that `save` wrote."""
+    file = np.load(path)
+    with torch.no_grad():
+        for k, conv in enumerate(net.convs):
+            conv.weight.copy_(torch.from_numpy(file[f"Conv_{k}_kernel"]).permute(3, 2, 0, 1))
+            conv.bias.copy_(torch.from_numpy(file[f"Conv_{k}_bias"]))
+        for k, dense in enumerate((net.hidden, net.last)):
+            dense.weight.copy_(torch.from_numpy(file[f"Dense_{k}_kernel"]).T)
+            dense.bias.copy_(torch.from_numpy(file[f"Dense_{k}_bias"]))
+        net.last.bias -= HALF
+
+
+def train(net: Net, stage: Stage, *, batch: int) -> float:
+    """One stage; the mean loss at its end."""
+    optimiser = torch.optim.AdamW(net.parameters(), lr=stage.rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, options.rate, total_steps=options.steps, pct_start=0.05, final_div_factor=100
+        optimiser, stage.rate, total_steps=stage.steps, pct_start=0.05, final_div_factor=100
     )
-    start, mean = time.monotonic(), math.nan
-    for step in range(1, options.steps + 1):
-        loss = loss_of(net, batch_of(options.batch))
+    mean = math.nan
+    for step in range(1, stage.steps + 1):
+        loss = loss_of(net, batch_of(batch, stage))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
         mean = loss.item() if math.isnan(mean) else 0.99 * mean + 0.01 * loss.item()
-        if step % 1000 == 0 or step == options.steps:
-            seconds = time.monotonic() - start
-            print(f"{step} of {options.steps}, {seconds:.0f} s, loss {mean:.4f}", flush=True)
-        if step % 3000 == 0 or step == options.steps:
-            with torch.random.fork_rng():
-                save(net, options.out, {
-                    "seed": options.seed, "steps": step, "of": options.steps,
-                    "batch": options.batch, "rate": options.rate, "loss": round(mean, 4),
-                    "seconds": round(time.monotonic() - start), "torch": torch.__version__,
-                })  # fmt: skip
+        if step % 500 == 0:
+            print(f"{step} of {stage.steps}, loss {mean:.4f}", flush=True)
+    return mean
+
+
+def main() -> None:
+    """Train stage by stage, and save after each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--after-first", type=Path, help="folder of the first stage's weights")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    net = Net().to(memory_format=torch.channels_last)
+    done: list[dict[str, object]] = []
+    if options.after_first:
+        load(net, options.after_first / "weights.npz")
+        done = json.loads((options.after_first / "training.json").read_text())["stages"]
+    for k in range(len(done), len(STAGES)):
+        torch.manual_seed(options.seed + k)
+        if k == 0:
+            net = Net().to(memory_format=torch.channels_last)
+        start = time.monotonic()
+        loss = train(net, STAGES[k], batch=options.batch)
+        seconds = round(time.monotonic() - start)
+        done.append(asdict(STAGES[k]) | {"loss": round(loss, 4), "seconds": seconds})
+        facts = {"seed": options.seed, "batch": options.batch, "torch": torch.__version__}
+        save(net, options.out, facts | {"stages": done})
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from nightloom.engine.recipe import (
 from nightloom.store.products import FailureKind, new_work_folder
 
 RETRIES = 2
+RESTARTS = 3  # of a product whose results died with a worker
 WINDOW_PER_WORKER = 2  # products in flight for each worker, so that none waits for the driver
 
 
@@ -51,6 +52,7 @@ class _Flight:
     packs: dict[int, Future] = field(default_factory=dict)
     packing: set[str] = field(default_factory=set)
     last: Future | None = None
+    n_done: int = 0
 
 
 def map_on(
@@ -71,12 +73,14 @@ def make_on(client: Client, root: Path, recipes: Sequence[Recipe]) -> Iterator[E
     window = WINDOW_PER_WORKER * n_workers
     flights: dict[str, _Flight] = {}
     owner: dict[str, str] = {}
+    restarts: dict[str, int] = {}
     done = as_completed(raise_errors=False)
     try:
         while waiting or flights:
             while waiting and len(flights) < window:
                 recipe = waiting.popleft()
-                yield Started(recipe.product, len(recipe.items))
+                if recipe.product not in restarts:
+                    yield Started(recipe.product, len(recipe.items))
                 failed = _launch(client, root, recipe, n_workers, flights, owner, done)
                 if failed is not None:
                     yield conclude(recipe, failed, 0.0)
@@ -84,10 +88,22 @@ def make_on(client: Client, root: Path, recipes: Sequence[Recipe]) -> Iterator[E
                 continue
             future = next(done)
             flight = flights[owner.pop(future.key)]
-            yield from _advance(client, root, flight, future, owner, done)
-            if future is flight.last or (flight.last is not None and future.key == flight.last.key):
-                del flights[flight.recipe.product]
-                shutil.rmtree(flight.work, ignore_errors=True)
+            product = flight.recipe.product
+            if flight.last is None or future.key != flight.last.key:
+                yield from _advance(client, root, flight, future, owner, done)
+                continue
+            del flights[product]
+            shutil.rmtree(flight.work, ignore_errors=True)
+            result = _result(future)
+            if _was_killed(result) and restarts.setdefault(product, 0) < RESTARTS:
+                # It lost what lay on a worker that another task had killed: not its own fault.
+                restarts[product] += 1
+                client.cancel([*flight.parts, *flight.packs.values()])
+                yield ItemsDone(product, -flight.n_done)
+                waiting.append(flight.recipe)
+                continue
+            yield from lines_of(product, result)
+            yield conclude(flight.recipe, result, time.perf_counter() - flight.started)
     finally:
         for flight in flights.values():
             client.cancel([*flight.parts, *flight.packs.values()])
@@ -137,11 +153,6 @@ def _advance(
 ) -> Iterator[Event]:
     """Take in one future that ended, and submit what it makes possible."""
     recipe = flight.recipe
-    if flight.last is not None and future.key == flight.last.key:
-        result = _result(future)
-        yield from lines_of(recipe.product, result)
-        yield conclude(recipe, result, time.perf_counter() - flight.started)
-        return
     if future.key in flight.packing:
         flight.packing.discard(future.key)
     else:
@@ -163,6 +174,7 @@ def _part_done(
         flight.parts[index] = client.submit(_same, rescued, pure=False)
     elif future.status == "error":
         flight.parts[index] = client.submit(_same, _result(future), pure=False)
+    flight.n_done += last - first
     yield ItemsDone(recipe.product, last - first)
     flight.waiting[shard].discard(future.key)
     if flight.waiting[shard]:
@@ -218,6 +230,10 @@ def _result(future: Future) -> TaskResult:
     error = future.exception()
     kind: FailureKind = "killed" if isinstance(error, KilledWorker) else "transient"
     return TaskResult(failure=(kind, str(error), ""))
+
+
+def _was_killed(result: TaskResult) -> bool:
+    return result.failure is not None and result.failure[0] == "killed"
 
 
 def _same(result: TaskResult) -> TaskResult:

@@ -154,21 +154,27 @@ def _clip_rings(
     for star in range(counts.size):
         row = ring[star]
         low, high = 0, counts[star]
+        origin = np.float64(row[high // 2]) if high else 0.0
+        first, second = _sums(row[:high], origin)
         deviation = 0.0
         for clips in range(_MAX_CLIPS + 1):
             n = high - low
             if n < least:
                 break
             centre = 0.5 * (np.float64(row[low + (n - 1) // 2]) + np.float64(row[low + n // 2]))
-            deviation = _deviation(row[low:high], centre)
-            a, b = low, high
-            while clips < _MAX_CLIPS and row[a] < centre - clip_sigma * deviation:
-                a += 1
-            while clips < _MAX_CLIPS and row[b - 1] > centre + clip_sigma * deviation:
-                b -= 1
-            if (a, b) == (low, high):
+            mean = first / n
+            deviation = math.sqrt(max(second / n - mean * mean, 0.0))
+            if clips == _MAX_CLIPS:
                 break
-            low, high = a, b
+            reach = clip_sigma * deviation
+            while row[low] < centre - reach:
+                away = row[low] - origin
+                first, second, low = first - away, second - away * away, low + 1
+            while row[high - 1] > centre + reach:
+                away = row[high - 1] - origin
+                first, second, high = first - away, second - away * away, high - 1
+            if high - low == n:
+                break
         n = high - low
         n_used[star] = n
         if n >= least:
@@ -178,20 +184,22 @@ def _clip_rings(
 
 
 @njit(nogil=True, cache=True)
-def _deviation(values: Pixels, centre: float) -> float:
-    """Standard deviation; `centre` lies near the mean. Four sums keep the adders busy."""
+def _sums(values: Pixels, origin: float) -> tuple[float, float]:
+    """Sums of the values less an origin near their mean, and of its square.
+
+    Four of each keep the adders busy.
+    """
     t0 = t1 = t2 = t3 = s0 = s1 = s2 = s3 = 0.0
     n = values.size
     for i in range(0, n - 3, 4):
-        d0, d1 = values[i] - centre, values[i + 1] - centre
-        d2, d3 = values[i + 2] - centre, values[i + 3] - centre
+        d0, d1 = values[i] - origin, values[i + 1] - origin
+        d2, d3 = values[i + 2] - origin, values[i + 3] - origin
         t0, t1, t2, t3 = t0 + d0, t1 + d1, t2 + d2, t3 + d3
         s0, s1, s2, s3 = s0 + d0 * d0, s1 + d1 * d1, s2 + d2 * d2, s3 + d3 * d3
     for i in range(n - n % 4, n):
-        d0 = values[i] - centre
+        d0 = values[i] - origin
         t0, s0 = t0 + d0, s0 + d0 * d0
-    mean = (t0 + t1 + t2 + t3) / n
-    return math.sqrt(max((s0 + s1 + s2 + s3) / n - mean * mean, 0.0))
+    return t0 + t1 + t2 + t3, s0 + s1 + s2 + s3
 
 
 @njit(nogil=True, cache=True)

@@ -27,7 +27,8 @@ _MAX_TURNS = 4
 _PEAK_HALF = 4  # scaled by the maximum of the inner 9x9
 _MAX_REPLACED = SIDE * SIDE // 2
 _MAX_LOST = SIDE * SIDE // 8
-_MIN_SIGNIFICANCE = 4.0
+_MIN_SIGNIFICANCE = 3.0
+_BROAD_PX = 5.0  # the core that must stand out is 3x3, of broader stars 5x5 pixels
 _MAX_RIM = 0.7  # of the peak: flatter is no star
 
 
@@ -46,13 +47,14 @@ def ballet(
 
     pixels_e, mask: [y, x]; x_px, y_px, background_e: [star]. A pixel that is masked or off the
     frame is replaced by its mirror image about the star. Not ok: too many pixels lost, flat,
-    below four sigma, fwhm_px outside what the network knows, strayed beyond max_shift_px, no
+    below three sigma, fwhm_px outside what the network knows, strayed beyond max_shift_px, no
     start within the frame. Raises ValueError: shapes differ, a length not finite and above zero.
     """
     pixels, flags = frame_arrays(pixels_e, mask)
     x0, y0, level = star_vectors(x_px, y_px, background_e)
     fwhm, reach = positive("fwhm_px", fwhm_px), positive("max_shift_px", max_shift_px)
     network = network or shipped()
+    core_half = 1 if fwhm < _BROAD_PX else 2
     ny, nx = pixels.shape
     inside = (x0 >= -0.5) & (x0 <= nx - 0.5) & (y0 >= -0.5) & (y0 <= ny - 0.5)
     low, high = network.fwhm_px
@@ -61,9 +63,9 @@ def ballet(
     for _ in range(_MAX_TURNS):
         if not waiting.size:
             break
-        again = _locate(network, pixels, flags, waiting, x, y, level)
-        with np.errstate(invalid="ignore", over="ignore"):
-            alive[waiting] = np.hypot(x - x0, y - y0)[waiting] <= reach
+        again = _locate(network, pixels, flags, waiting, x, y, level, core_half)
+        moved = np.hypot(x[waiting] - x0[waiting], y[waiting] - y0[waiting])
+        alive[waiting] = moved <= reach
         waiting = waiting[again & alive[waiting]]
     return Centroids(x_px=np.where(alive, x, x0), y_px=np.where(alive, y, y0), ok=alive)
 
@@ -77,14 +79,14 @@ def shipped() -> Network:
 
 def _locate(
     network: Network, pixels: Pixels, mask: Mask, stars: NDArray[np.intp], x: Floats, y: Floats,
-    level: Floats,
+    level: Floats, core_half: int,
 ) -> NDArray[np.bool_]:  # fmt: skip
     """Moves x, y [star] of the given stars, to NaN if lost; which of them should be cut again."""
     cutouts = np.empty((len(stars), SIDE, SIDE), dtype=np.float32)
     left = np.floor(x[stars] + 0.5).astype(np.int64) - HALF
     low = np.floor(y[stars] + 0.5).astype(np.int64) - HALF
     replaced = np.empty(len(stars), dtype=np.int64)
-    _cut(pixels, mask, x[stars], y[stars], level[stars], left, low, cutouts, replaced)
+    _cut(pixels, mask, x[stars], y[stars], level[stars], left, low, core_half, cutouts, replaced)
     usable = replaced >= 0
     if network.scale == "range":
         _to_range(cutouts)
@@ -111,6 +113,7 @@ def _cut(
     levels: Floats,
     left: NDArray[np.int64],
     low: NDArray[np.int64],
+    core_half: int,
     cutouts: Floats32,
     replaced: NDArray[np.int64],
 ) -> None:
@@ -131,9 +134,10 @@ def _cut(
                     n_lost += 1 if max(abs(i - HALF), abs(j - HALF)) > _PEAK_HALF else SIDE * SIDE
                     value = levels[star]
                 cutout[j, i] = value - levels[star]
-        peak = _peak(cutout)
+        row, column = _peak(cutout)
+        peak = cutout[row, column]
         known = n_replaced <= _MAX_REPLACED and n_lost <= _MAX_LOST and 0.0 < peak < np.inf
-        if known and _stands_out(cutout, peak):
+        if known and _stands_out(cutout, row, column, core_half):
             replaced[star] = n_replaced
             cutout /= peak
         else:
@@ -142,31 +146,30 @@ def _cut(
 
 
 @njit(nogil=True, cache=True)
-def _peak(cutout: Floats32) -> float:
-    peak = -np.inf
+def _peak(cutout: Floats32) -> tuple[int, int]:
+    """Row and column of the maximum of the inner pixels."""
+    row = column = HALF
     for j in range(HALF - _PEAK_HALF, HALF + _PEAK_HALF + 1):
         for i in range(HALF - _PEAK_HALF, HALF + _PEAK_HALF + 1):
-            peak = max(peak, cutout[j, i])
-    return peak
+            if cutout[j, i] > cutout[row, column]:
+                row, column = j, i
+    return row, column
 
 
 @njit(nogil=True, cache=True)
-def _stands_out(cutout: Floats32, peak: float) -> bool:
-    """Whether the brightest 3x3 pixels are above the scatter of the rim."""
-    total = squares = 0.0
+def _stands_out(cutout: Floats32, row: int, column: int, half: int) -> bool:
+    """Whether the core about the peak is above the scatter of the rim, and the rim below it."""
+    total = squares = core = 0.0
     for k in range(SIDE - 1):
         for value in (cutout[0, k], cutout[k, -1], cutout[-1, k + 1], cutout[k + 1, 0]):
             total += value
-            squares += value * value
+            squares += np.float64(value) * value
     n = 4 * (SIDE - 1)
     rim = total / n
     scatter = math.sqrt(max(squares / n - rim * rim, 0.0))
-    best = -np.inf
-    for j in range(HALF - _PEAK_HALF, HALF + _PEAK_HALF + 1):
-        for i in range(HALF - _PEAK_HALF, HALF + _PEAK_HALF + 1):
-            core = 0.0
-            for v in range(j - 1, j + 2):
-                core += cutout[v, i - 1] + cutout[v, i] + cutout[v, i + 1]
-            best = max(best, core / 9.0)
-    stands: bool = best - rim > _MIN_SIGNIFICANCE * scatter / 3.0 and rim < _MAX_RIM * peak
-    return stands
+    for j in range(row - half, row + half + 1):
+        for i in range(column - half, column + half + 1):
+            core += cutout[j, i]
+    side = 2 * half + 1
+    above: bool = core / side**2 - rim > _MIN_SIGNIFICANCE * scatter / side
+    return above and rim < _MAX_RIM * cutout[row, column]

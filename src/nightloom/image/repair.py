@@ -31,15 +31,16 @@ def repair(pixels_e: Pixels, mask: Mask) -> Mask:
 def _repair(pixels: Pixels, mask: Mask, left: Mask) -> None:
     ny, nx = pixels.shape
     for y in range(1, ny - 1):
+        row = mask[y]
         for start in range(0, nx, _RUN_PX):
-            run = mask[y, start : start + _RUN_PX]
+            run = row[start : start + _RUN_PX]
             marks = np.uint8(0)
             for k in range(len(run)):
                 marks |= run[k]
             if marks & _FILLED == 0:
                 continue
             for x in range(max(start, 1), min(start + _RUN_PX, nx - 1)):
-                if mask[y, x] & _FILLED:
+                if row[x] & _FILLED:
                     _fill(pixels, mask, left, y, x)
 
 

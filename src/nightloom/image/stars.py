@@ -39,18 +39,25 @@ def peaks_and_clean_radius(
     fwhm_px: float,
     flag_radius_px: float,
     max_radius_px: float,
+    mended: NDArray[Any] | None = None,
 ) -> StarPixels:
     """Peak of the raw pixels, mask bits and clean radius of each star.
 
-    raw, mask: [y, x]; x_px, y_px: [star]. The peak is over centres within 1.5 FWHM, hot pixels and
+    raw, mask: [y, x]; x_px, y_px: [star]; mended: the mask that is left after repair, for the
+    clean radius alone. The peak is over centres within 1.5 FWHM, hot pixels and
     cosmic rays left out; bits are of pixels that a circle of flag_radius_px touches; the clean
     radius ends at saturated pixels no more than aperture sums do, and at max_radius_px.
     Raises ValueError: shapes differ, a length is not finite and above zero.
     """
-    if raw.ndim != 2 or raw.shape != mask.shape:
+    if (
+        raw.ndim != 2
+        or raw.shape != mask.shape
+        or (mended is not None and raw.shape != mended.shape)
+    ):
         raise ValueError(f"raw and mask must be equal [y, x], not {raw.shape, mask.shape}")
     native = read_only(np.ascontiguousarray(raw, dtype=raw.dtype.newbyteorder("=")))
     flags = read_only(as_mask(mask))
+    left = flags if mended is None else read_only(as_mask(mended))
     x, y = star_vectors(x_px, y_px)
     peak_px = 1.5 * positive("fwhm_px", fwhm_px)
     flag_px = positive("flag_radius_px", flag_radius_px)
@@ -60,7 +67,7 @@ def peaks_and_clean_radius(
         mask_bits=np.zeros(len(x), dtype=np.uint8),
         clean_radius_px=np.full(len(x), np.nan, dtype=np.float32),
     )
-    _look(native, flags, x, y, (peak_px, flag_px, reach),
+    _look(native, flags, left, x, y, (peak_px, flag_px, reach),
           found.peak_adu, found.mask_bits, found.clean_radius_px)  # fmt: skip
     return found
 
@@ -69,6 +76,7 @@ def peaks_and_clean_radius(
 def _look(
     raw: NDArray[Any],
     mask: Mask,
+    mended: Mask,
     x_px: Floats,
     y_px: Floats,
     radii: tuple[float, float, float],
@@ -97,10 +105,10 @@ def _look(
             for i in range(int(left), int(right) + 1):
                 dx = abs(i - x)
                 flags = mask[j, i]
-                if flags:
+                if flags or mended[j, i]:
                     near = max(dx - 0.5, 0.0) ** 2 + near_y
                     seen |= flags if near < flag_px * flag_px else 0
-                    nearest = min(nearest, near) if flags & UNUSABLE else nearest
+                    nearest = min(nearest, near) if mended[j, i] & UNUSABLE else nearest
                 inside = dx * dx + dy * dy <= peak_px * peak_px
                 if inside and not flags & UNUSABLE:
                     value = np.float64(raw[j, i])

@@ -97,7 +97,7 @@ def gain_of(frame: PlannedFrame, calibration: Calibration) -> float:
 def _n_saturated(mask: NDArray[np.uint8]) -> int:
     """Saturated pixels, none looked for where any flag at all is rarer than too many of them."""
     marked = np.count_nonzero(mask)
-    return np.count_nonzero(mask & MASK_SATURATED) if marked > MAX_SATURATED * mask.size else 0
+    return int(np.count_nonzero(mask & MASK_SATURATED)) if marked > MAX_SATURATED * mask.size else 0
 
 
 def trimmed(mask: NDArray[np.uint8], trim_px: int) -> NDArray[np.uint8]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,12 +178,11 @@ def _measure(
     radii_px = np.concatenate([np.array(settings.radii_fwhm) * fwhm_px, settings.radii_px])
     sums = aperture_sums(exposure.pixels_e, exposure.mask, x, y, radii_px)
     flux = sums.flux_e - sums.area_px * annuli.level_e[:, None]
-    look_at = partial(
-        peaks_and_clean_radius, exposure.raw, x_px=x, y_px=y, fwhm_px=fwhm_px,
+    marks = peaks_and_clean_radius(
+        exposure.raw, mask_before, x, y, fwhm_px=fwhm_px,
         flag_radius_px=FLAG_RADIUS_FWHM * fwhm_px, max_radius_px=float(radii_px.max()),
+        mended=exposure.mask,
     )  # fmt: skip
-    marks = look_at(mask=mask_before)
-    clean_radius_px = look_at(mask=exposure.mask).clean_radius_px
     ny, nx = exposure.pixels_e.shape
     middle_x, middle_y = (nx - 1) / 2, (ny - 1) / 2
     centre_x, centre_y = alignment.apply(placed.matrix, np.array([middle_x]), np.array([middle_y]))
@@ -202,7 +200,7 @@ def _measure(
         "background_err": annuli.error_e.astype(np.float32),
         "peak": marks.peak_adu,
         "flags": flags,
-        "clean_radius_px": clean_radius_px,
+        "clean_radius_px": marks.clean_radius_px,
         "fwhm_px": fwhm_px if sight.psf.n_stars else float("nan"),
         "elongation": sight.psf.elongation,
         "shift_x_px": float(centre_x[0]) - middle_x,
