@@ -207,18 +207,16 @@ def _by_tiles(plane: NDArray[Any]) -> tuple[Pixels, Pixels]:
 
 
 def pair_gain(first_adu: NDArray[Any], second_adu: NDArray[Any], *, read_noise_adu: float) -> float:
-    """Gain in e-/ADU from two equal flats less their offset, NaN where they show none.
+    """Gain in e-/ADU from two flats less their offset, NaN where they show none.
 
-    The difference of two flats holds no pattern of the pixels: its variance is twice that of
-    photons, level / gain, and of reading. Source: Janesick 2001, Scientific CCDs, ch. 2.
+    The difference of the two, each over its level, holds no pattern of the pixels: its variance
+    is that of photons, 1 / (gain x level) each, and of reading. Source: Janesick 2001,
+    Scientific CCDs, ch. 2.
     """
-    levels = float(np.median(first_adu)), float(np.median(second_adu))
-    level = 0.5 * (levels[0] + levels[1])
-    if not min(levels) > 0:
+    first, second = float(np.median(first_adu)), float(np.median(second_adu))
+    if not min(first, second) > 0:
         return float("nan")
-    apart = np.asarray(first_adu) * (level / levels[0]) - np.asarray(second_adu) * (
-        level / levels[1]
-    )
+    apart = np.asarray(first_adu) / first - np.asarray(second_adu) / second
     spread = 1.4826 * float(np.median(np.abs(apart - np.median(apart))))
-    photons_adu2 = 0.5 * spread**2 - read_noise_adu**2
-    return level / photons_adu2 if photons_adu2 > 0 else float("nan")
+    photons = spread**2 - read_noise_adu**2 * (first**-2 + second**-2)
+    return (1 / first + 1 / second) / photons if photons > 0 else float("nan")

@@ -24,7 +24,7 @@ from nightloom.store.encodings import read_arrays, read_attributes, write_store
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-MASTER_VERSION = 3
+MASTER_VERSION = 4
 SECTION_BYTES = 32 << 20
 MIN_FRAMES = 3  # with fewer, a cosmic ray stays in the median: said as a caveat
 FLAT_LOW, FLAT_HIGH = 0.02, 0.85  # usable level of a flat, as a fraction of saturation
