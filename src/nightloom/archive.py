@@ -72,7 +72,7 @@ class Archive:
         used = self._frames_in_masters()
         state[calibration & frames["path"].isin(used)] = "used"
         measured = self._measured()
-        reasons = frames["path"].map(measured)
+        reasons = frames["path"].map(measured).fillna(self._of_empty_nights(frames))
         state[reasons == ""] = "measured"
         lost = reasons.notna() & (reasons != "")
         state[lost] = "quarantined"
@@ -239,9 +239,7 @@ class Archive:
         """Path of each frame of a cube -> empty if measured, else why not."""
         out: dict[str, str] = {}
         for product in self.ledger["product"]:
-            if kind_of(str(product)) != "cube":
-                continue
-            path = current(self.root, str(product))
+            path = current(self.root, str(product)) if kind_of(str(product)) == "cube" else None
             if path is None:
                 continue
             rows = read_arrays(path, ["path", "reason", "frame_flags"])
@@ -249,6 +247,17 @@ class Archive:
             for name, reason, is_lost in zip(rows["path"], rows["reason"], lost, strict=True):
                 out[str(name)] = (str(reason) or "not measured") if is_lost else ""
         return out
+
+    def _of_empty_nights(self, frames: pd.DataFrame) -> pd.Series:
+        """Why no frame of a night could be measured, for the frames of such nights."""
+        ledger = self.ledger
+        empty = ledger[(ledger["kind"] == "cube") & (ledger["state"] == "empty")]
+        why = dict(zip(empty["product"], empty["reason"], strict=True))
+        products = (
+            "cube/" + frames["field"] + "/" + frames["night"] + "/"
+            + frames["filter"].map(filter_slug)
+        )  # fmt: skip
+        return products.map(why)
 
 
 def open_dataset(path: Path) -> xr.Dataset:

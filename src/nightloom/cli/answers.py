@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nightloom import pipeline
+from nightloom import pipeline, stages
 from nightloom.archive import Archive
 from nightloom.cli import show
 from nightloom.cli.recovery import recoveries
@@ -17,6 +17,7 @@ from nightloom.explain import explain as explain_recipe
 from nightloom.frames.scan import ScanResult
 from nightloom.plan.recipes import Plan, make_plan, quarantined
 from nightloom.store.ledger import STATES
+from nightloom.store.ledger import ledger as ledger_of
 
 FRAME_STATES = ("measured", "used", "unused", "pending", "quarantined", "unreadable")
 MOST_LISTED = 20
@@ -173,8 +174,12 @@ def _lacks(plan: Plan, config: Config) -> list[str]:
 
 def status(config: Config, *, as_json: bool) -> None:
     """Products by state and frames by theirs."""
-    archive = Archive(config.products_path)
-    ledger, frames = archive.ledger, archive.frames
+    root = config.products_path
+    plan = make_plan(pipeline.look(config).frames, config)
+    recipes = pipeline.all_recipes(root, plan, config)
+    # As things stand now: a setting changed since the last run shows as stale.
+    ledger = ledger_of(root, stages.expected_of(recipes, stages.notes_of(plan)))
+    frames = Archive(root).frames
     products = ledger.groupby(["kind", "state"]).size().unstack(fill_value=0)
     states = [state for state in STATES if state in products.columns]
     counts = {s: int((frames["state"] == s).sum()) for s in FRAME_STATES}
@@ -213,6 +218,9 @@ def frames(config: Config, *, state: str, as_json: bool) -> None:
         table = table[table["state"] == state]
     if as_json:
         show.frame_as_json(table)
+        return
+    if table.empty:
+        show.line(f"no frames{f' that are {state}' if state else ''}")
         return
     columns = ["path", "night", "image_type", "object", "filter", "exposure_s", "state", "reason"]
     show.table(table, columns=columns)
