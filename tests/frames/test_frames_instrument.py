@@ -49,7 +49,7 @@ def _cards(*lines: str) -> Cards:
     return split_cards(b"".join(line.encode("latin-1").ljust(80) for line in lines))
 
 
-def _row(*lines: str, path: str = "/root/a.fits", **profiles: Instrument) -> dict[str, object]:
+def _row(*lines: str, path: str = "/archive/a.fits", **profiles: Instrument) -> dict[str, object]:
     cards = _cards(*lines)
     findings: Findings = []
     rules = choose_rules(cards, tuple(profiles.items()), {})
@@ -101,7 +101,7 @@ def test_microobservatory() -> None:
         "TELESCOP= 'Cecilia '",
         "LATITUDE= 31.68",
         "LONGITUD= 110.88",
-        path="/root/HATP-32171220013343.FITS",
+        path="/archive/HATP-32171220013343.FITS",
     )
     assert row["image_type"] == "science"
     assert row["suspect"] == 0, row["reason"]
