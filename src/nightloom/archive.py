@@ -72,7 +72,16 @@ class Archive:
         used = self._frames_in_masters()
         state[calibration & frames["path"].isin(used)] = "used"
         measured = self._measured()
-        reasons = frames["path"].map(measured).fillna(self._of_empty_nights(frames))
+        of_empty = self._of_empty_nights()
+        nights = (
+            "cube/" + frames["field"] + "/" + frames["night"] + "/"
+            + frames["filter"].map(filter_slug)
+        )  # fmt: skip
+        reasons = pd.Series(
+            [measured.get(p, of_empty.get(n)) for p, n in zip(frames["path"], nights, strict=True)],
+            index=frames.index,
+            dtype=object,
+        )
         state[reasons == ""] = "measured"
         lost = reasons.notna() & (reasons != "")
         state[lost] = "quarantined"
@@ -248,16 +257,11 @@ class Archive:
                 out[str(name)] = (str(reason) or "not measured") if is_lost else ""
         return out
 
-    def _of_empty_nights(self, frames: pd.DataFrame) -> pd.Series:
-        """Why no frame of a night could be measured, for the frames of such nights."""
+    def _of_empty_nights(self) -> dict[str, str]:
+        """Cubes of which no frame could be measured, with the reason."""
         ledger = self.ledger
         empty = ledger[(ledger["kind"] == "cube") & (ledger["state"] == "empty")]
-        why = dict(zip(empty["product"], empty["reason"], strict=True))
-        products = (
-            "cube/" + frames["field"] + "/" + frames["night"] + "/"
-            + frames["filter"].map(filter_slug)
-        )  # fmt: skip
-        return products.map(why)
+        return {str(p): str(r) for p, r in zip(empty["product"], empty["reason"], strict=True)}
 
 
 def open_dataset(path: Path) -> xr.Dataset:
