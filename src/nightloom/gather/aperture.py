@@ -22,7 +22,6 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-APERTURE_VERSION = 1
 _CLEARLY = 0.98  # of the scatter held: what is not below is no better
 _MIN_PAIRS = 3
 _MIN_SHARE = 0.5  # of the pairs of the star's fullest aperture so far

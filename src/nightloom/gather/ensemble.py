@@ -16,7 +16,6 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-ENSEMBLE_VERSION = 1
 _GROUP_BYTES = 16 << 20  # of apertures unpacked at once,
 _GROUPS = 15  # or this fraction of a large cube
 
