@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from nightloom.errors import NightloomError, TransientError
+from nightloom.schema.trace import TaskRecord
 from nightloom.sky.times import set_offline
 from nightloom.store.fingerprint import fingerprint
 from nightloom.store.products import FailureKind, Outcome, kind_of, publish, work_folder
@@ -83,6 +84,13 @@ class Started(Event):
 @dataclass(frozen=True, slots=True)
 class ItemsDone(Event):
     n_items: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDone(Event):
+    """A task came to an end; for the trace."""
+
+    record: TaskRecord
 
 
 @dataclass(frozen=True, slots=True)
