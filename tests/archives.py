@@ -22,8 +22,7 @@ SKY_E, READ_NOISE_E, GAIN, BIAS_ADU = 200.0, 6.0, 1.5, 500.0
 
 def run(config: Path, *, cluster: str = SERIAL, report: bool = False) -> Outcome:
     """All of `nightloom run`, pages only where they are wanted."""
-    with Engine(cluster) as engine:
-        made = pipeline.Run(load_config(config), engine, _ignore)
+    with Engine(cluster) as engine, pipeline.Run(load_config(config), engine, _ignore) as made:
         pipeline.scan(made)
         plan = pipeline.plan(made)
         pipeline.reduce(made, plan)

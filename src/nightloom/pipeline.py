@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import pandas as pd
 from nightloom import __version__, stages
 from nightloom.config import Config
 from nightloom.engine.cluster import Engine
-from nightloom.engine.recipe import Event, Failed, Finished, ItemsDone, LogLine, Recipe, Started
+from nightloom.engine.recipe import Event, Failed, Finished, LogLine, Recipe, Started, TaskDone
+from nightloom.engine.task import TaskResult
 from nightloom.errors import ExitCode, ProductError, RunError, TransientError
 from nightloom.frames.scan import MapChunks, ScanResult, map_serially
 from nightloom.frames.scan import scan as scan_frames
@@ -28,6 +30,7 @@ from nightloom.gather.exclude import names_in
 from nightloom.plan.recipes import Plan, make_plan
 from nightloom.report.pages import page_recipes
 from nightloom.schema.frames import empty_frames
+from nightloom.schema.trace import TaskKind
 from nightloom.store.fingerprint import digest_of
 from nightloom.store.ledger import write_expected
 from nightloom.store.products import (
@@ -37,6 +40,7 @@ from nightloom.store.products import (
     sweep,
     write_attempt,
 )
+from nightloom.store.trace import TraceWriter
 
 FRAMES = "frames.parquet"
 Listener = Callable[[Event], None]
@@ -72,6 +76,7 @@ class Run:
         self.log_path = self.root / "logs" / f"{self.id}.log"
         self._listen = listen
         self._started: dict[str, str] = {}
+        self._trace = TraceWriter(self.root, self.id)
         self.root.mkdir(parents=True, exist_ok=True)
         self.log_path.parent.mkdir(exist_ok=True)
         self.log(f"nightloom {__version__} on {socket.gethostname()}, products in {self.root}")
@@ -87,24 +92,35 @@ class Run:
 
     def make(self, recipes: Iterable[Recipe]) -> None:
         """Make what is not there yet of one stage's products."""
-        due: list[Recipe] = []
+        for event in self.engine.make(self.root, self._due(recipes)):
+            self._record(event)
+            self._listen(event)
+
+    def _due(self, recipes: Iterable[Recipe]) -> Iterator[Recipe]:
         for recipe in recipes:
             if published_fingerprint(self.root, recipe.product) == recipe.fingerprint:
                 self.outcome.n_kept += 1
             elif reason := self._hindered(recipe):
                 self.outcome.blocked[recipe.product] = reason
                 self.log(f"{recipe.product}: blocked: {reason}")
-            elif self._tried(recipe):
-                continue
-            else:
-                due.append(recipe)
-        for event in self.engine.make(self.root, due):
-            self._record(event)
-            self._listen(event)
+            elif not self._tried(recipe):
+                yield recipe
 
-    def map(self, function: Callable[[Any], Any], items: list[Any]) -> Iterator[Any]:
-        """A function over items on the engine."""
-        return self.engine.map(function, items)
+    def map(
+        self, function: Callable[[Any], Any], items: list[Any], *, kind: TaskKind,
+        product: str = "",
+    ) -> Iterator[TaskResult]:  # fmt: skip
+        """A function over items on the engine; what each cost goes into the trace."""
+        for result in self.engine.map(function, items, kind=kind, product=product):
+            if result.record is not None:
+                self._trace.add(result.record)
+            yield result
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._trace.close()
 
     def fail(self, product: str, reason: str) -> None:
         """Record that a product could not even be started."""
@@ -147,8 +163,8 @@ class Run:
                 self.outcome.failed[product] = reason
                 self.log(f"{product}: failed ({kind}): {reason}\n{detail}")
                 self._attempt(event, "failed", kind=kind, reason=reason)
-            case ItemsDone():
-                pass
+            case TaskDone(record=record):
+                self._trace.add(record)
 
     def _finished(self, event: Finished) -> None:
         made = event.made
@@ -191,7 +207,7 @@ def scan(run: Run) -> ScanResult:
     """Read the headers of new and changed files; writes `frames.parquet`."""
 
     def map_chunks(read: Callable[[Any], Any], chunks: list[Any]) -> Iterator[Any]:
-        for result in run.map(read, chunks):
+        for result in run.map(read, chunks, kind="scan"):
             if result.failure is not None:
                 raise RunError(where="scan", why=result.failure[1])
             yield result.value
@@ -256,8 +272,9 @@ def _references(run: Run, made: Plan) -> list[Recipe]:
         recipe = stages.reference_of(run.root, made, run.config, name)
         if published_fingerprint(run.root, recipe.product) != recipe.fingerprint:
             try:
+                map_items = partial(run.map, kind="choose", product=recipe.product)
                 recipe = stages.chosen_reference(
-                    run.root, made, run.config, name, map_items=run.map
+                    run.root, made, run.config, name, map_items=map_items
                 )
             except (ProductError, TransientError) as error:
                 run.fail(recipe.product, str(error))

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from nightloom.config import Config, Target
-from nightloom.engine.recipe import Recipe, TaskResult
+from nightloom.engine.recipe import Recipe
+from nightloom.engine.task import TaskResult
 from nightloom.errors import RunError
 from nightloom.gather.differential import ensemble_recipe
 from nightloom.gather.join import field_recipe

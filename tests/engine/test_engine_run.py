@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from nightloom.engine.cluster import SERIAL, Engine
-from nightloom.engine.recipe import Failed, Finished, ItemsDone, partitions
+from nightloom.engine.recipe import Failed, Finished, ItemsDone
+from nightloom.engine.task import partitions
 from nightloom.errors import ConfigError
 from nightloom.store.encodings import read_arrays
 from nightloom.store.products import require
@@ -27,7 +28,8 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, s
     file = folder / "scheduler.json"
     python = [sys.executable, "-m", "dask"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
-    tests = str(Path(__file__).resolve().parents[1])
+    here = Path(__file__).resolve().parents[1]
+    tests = f"{here}:{here.parent / 'src'}"
     env = {"PYTHONPATH": tests, "PATH": "/usr/bin:/bin", "HOME": str(folder),
            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}  # fmt: skip
     server = subprocess.Popen(

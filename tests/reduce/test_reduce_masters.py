@@ -13,7 +13,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from nightloom.config import CalibrationSection
-from nightloom.engine.recipe import make_serial
+from nightloom.engine.serial import make_serial
 from nightloom.plan.calibrations import Choice, Kit
 from nightloom.plan.recipes import PlannedFrame, PlannedMaster
 from nightloom.reduce.masters import MasterPaths, calibration_of, master_recipe

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nightloom.engine.recipe import Failed, Finished, Recipe, make_serial
+from nightloom.engine.recipe import Failed, Finished, Recipe
+from nightloom.engine.serial import make_serial
 from nightloom.report.contents import nights_of, paths_of, read_contents, summarise
 from nightloom.report.index import make_index
 from nightloom.report.pages import page_recipes

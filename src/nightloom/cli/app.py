@@ -190,18 +190,20 @@ def _run(path: Path | None, cluster: str | None) -> Iterator[pipeline.Run]:
     """A run whose engine is closed at its end, with progress drawn meanwhile."""
     config = _load(path)
     watch = show.Watch()
-    with Engine(cluster, announce=lambda link: watch.say(f"dashboard: {link}")) as engine:
-        made = pipeline.Run(config, engine, watch)
-        with watch.drawing():
-            try:
-                yield made
-            except KeyboardInterrupt:
-                made.log("interrupted")
-                show.err.print("interrupted; all done so far is kept: run it again to go on")
-                raise typer.Exit(ExitCode.INTERRUPTED) from None
-            except BaseException:
-                made.log("broken off:\n" + traceback.format_exc())
-                raise
+    with (
+        Engine(cluster, announce=lambda link: watch.say(f"dashboard: {link}")) as engine,
+        pipeline.Run(config, engine, watch) as made,
+        watch.drawing(),
+    ):
+        try:
+            yield made
+        except KeyboardInterrupt:
+            made.log("interrupted")
+            show.err.print("interrupted; all done so far is kept: run it again to go on")
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except BaseException:
+            made.log("broken off:\n" + traceback.format_exc())
+            raise
 
 
 def _stages(

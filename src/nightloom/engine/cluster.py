@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,12 @@ import dask
 from distributed import Client, LocalCluster
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nightloom.engine.recipe import Event, Recipe, TaskResult, make_serial, run_task
+from nightloom.engine.recipe import Event, Recipe
 from nightloom.engine.run import make_on, map_on
+from nightloom.engine.serial import make_serial, map_serial
+from nightloom.engine.task import TaskResult
 from nightloom.errors import ConfigError, RunError
+from nightloom.schema.trace import TaskKind
 
 SERIAL = "serial"
 CONNECT_S = 30
@@ -71,22 +75,27 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def make(self, root: Path, recipes: Sequence[Recipe]) -> Iterator[Event]:
-        """Make products; events as they happen."""
-        if not recipes:
+    def make(self, root: Path, recipes: Iterable[Recipe]) -> Iterator[Event]:
+        """Make products; events as they happen. Recipes are asked for as there is room."""
+        coming = iter(recipes)
+        first = next(coming, None)
+        if first is None:
             return
+        coming = itertools.chain([first], coming)
         if self._where == SERIAL:
-            yield from make_serial(root, recipes)
+            yield from make_serial(root, coming)
         else:
-            yield from make_on(self._connected(), root, recipes)
+            yield from make_on(self._connected(), root, coming)
 
-    def map(self, function: Callable[[Any], Any], chunks: Sequence[Any]) -> Iterator[TaskResult]:
+    def map(
+        self, function: Callable[[Any], Any], chunks: Sequence[Any], *, kind: TaskKind,
+        product: str = "",
+    ) -> Iterator[TaskResult]:  # fmt: skip
         """A function over chunks; results in the order of the chunks."""
         if self._where == SERIAL or len(chunks) < 2:
-            for chunk in chunks:
-                yield run_task(function, chunk)
+            yield from map_serial(function, chunks, kind=kind, product=product)
         else:
-            yield from map_on(self._connected(), function, chunks)
+            yield from map_on(self._connected(), function, chunks, kind=kind, product=product)
 
     def close(self) -> None:
         """End the cluster, if this engine started one, or leave the one it joined."""

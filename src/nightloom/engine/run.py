@@ -1,240 +1,411 @@
-"""Recipes on a Dask cluster: a bag of items a product, one task a partition, a window in flight.
+"""Recipes on a Dask cluster: the window's outputs become futures, ended futures its inputs.
 
-Partitions stay on the workers as futures; the driver sees counts, outcomes and log lines.
+A part is one task of a bag; its rows stay on the workers. The driver sees counts, outcomes, log
+lines, and what each task cost, which workers tell over a topic of the scheduler. Keys are
+`KIND-id/PRODUCT`, so that the scheduler keeps one group a kind and a page can name the product.
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dask.bag import Bag
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import Client, Future, KilledWorker, as_completed, get_worker
 
-from nightloom.engine.recipe import (
-    Event,
-    ItemsDone,
-    Recipe,
-    Started,
+from nightloom.engine import window as w
+from nightloom.engine.recipe import Event, ItemsDone, Recipe, Started, TaskDone
+from nightloom.engine.task import (
+    Tag,
     TaskResult,
     conclude,
+    deaths_of,
     lines_of,
-    partitions,
+    lost_record,
+    run_alone,
+    run_begin,
     run_finish,
     run_pack,
     run_step,
     run_task,
+    tag_of,
+    tag_of_chunk,
+    traced,
 )
+from nightloom.errors import RunError
+from nightloom.schema.trace import COLUMNS, TaskKind, TaskRecord
 from nightloom.store.products import FailureKind, new_work_folder
 
 RETRIES = 2
-RESTARTS = 3  # of a product whose results died with a worker
-WINDOW_PER_WORKER = 2  # products in flight for each worker, so that none waits for the driver
+COUNT_WORKERS_EVERY_S = 10.0
+URGENT = 10  # priority of what ends a product over the parts of the next
+MAP_TASKS_PER_WORKER = 4
+REASON_LOST = "the worker that measured it died every time (memory, or a crash)"
+GONE = {"cancelled", "lost"}  # what futures are when their scheduler is
 
 
-@dataclass(slots=True)
-class _Flight:
-    """A product on its way: its futures, by what they are."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Arguments of a part, as one object: dask would look through a tuple for tasks."""
 
-    recipe: Recipe
-    work: Path
-    started: float
-    parts: list[Future] = field(default_factory=list)
-    cuts: list[tuple[int, int, int]] = field(default_factory=list)
-    waiting: dict[int, set[str]] = field(default_factory=dict)  # shard -> keys not done
-    packs: dict[int, Future] = field(default_factory=dict)
-    packing: set[str] = field(default_factory=set)
-    last: Future | None = None
-    n_done: int = 0
+    number: int
+    tag: Tag
+    items: tuple[Any, ...]
 
 
 def map_on(
-    client: Client, function: Callable[[Any], Any], chunks: Sequence[Any]
-) -> Iterator[TaskResult]:
-    """A function over chunks as a bag, one task a chunk; results in the order of the chunks."""
-    name = f"map-{uuid.uuid4().hex}"
-    graph = {(name, i): (run_task, function, chunk) for i, chunk in enumerate(chunks)}
-    futures = client.compute(Bag(graph, name, len(chunks)).to_delayed(), retries=RETRIES)
-    for future in futures:
-        yield future.result()
+    client: Client, function: Callable[[Any], Any], chunks: Iterable[Any], *, kind: TaskKind,
+    product: str,
+) -> Iterator[TaskResult]:  # fmt: skip
+    """A function over chunks, one task a chunk; results in the order of the chunks."""
+    n_ahead = max(w.MIN_TASKS, MAP_TASKS_PER_WORKER * _n_workers(client))
+    rest = iter(chunks)
+    futures: deque[Future] = deque()
+    name = f"{kind}-{_id()}/{product}"
+    for n_sent in itertools.count(0, n_ahead):
+        batch = list(itertools.islice(rest, n_ahead))
+        graph = {
+            (f"{name}-{n_sent}", i): (
+                _map_one,
+                _Part(0, tag_of_chunk(product, kind, chunk), (function, chunk)),
+            )
+            for i, chunk in enumerate(batch)
+        }
+        if batch:
+            bag = Bag(graph, f"{name}-{n_sent}", len(batch))
+            futures += client.compute(bag.to_delayed(optimize_graph=False), retries=RETRIES)
+        while len(futures) > (n_ahead // 2 if batch else 0):
+            yield _value(futures.popleft())
+        if not batch:
+            return
 
 
-def make_on(client: Client, root: Path, recipes: Sequence[Recipe]) -> Iterator[Event]:
-    """Make products on a cluster, a bounded number at once."""
-    waiting = deque(recipes)
-    n_workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-    window = WINDOW_PER_WORKER * n_workers
-    flights: dict[str, _Flight] = {}
-    owner: dict[str, str] = {}
-    restarts: dict[str, int] = {}
-    done = as_completed(raise_errors=False)
+def _map_one(part: _Part) -> TaskResult:
+    told: list[TaskRecord] = []
+    result = traced(part.tag, get_worker().address, told.append, run_task, *part.items)
+    return replace(result, record=told[0])
+
+
+def _value(future: Future | TaskResult) -> TaskResult:
+    if isinstance(future, TaskResult):
+        return future
     try:
-        while waiting or flights:
-            while waiting and len(flights) < window:
-                recipe = waiting.popleft()
-                if recipe.product not in restarts:
-                    yield Started(recipe.product, len(recipe.items))
-                failed = _launch(client, root, recipe, n_workers, flights, owner, done)
-                if failed is not None:
-                    yield conclude(recipe, failed, 0.0)
-            if not flights:
-                continue
-            future = next(done)
-            flight = flights[owner.pop(future.key)]
-            product = flight.recipe.product
-            if flight.last is None or future.key != flight.last.key:
-                yield from _advance(client, root, flight, future, owner, done)
-                continue
-            del flights[product]
-            shutil.rmtree(flight.work, ignore_errors=True)
-            result = _result(future)
-            if _was_killed(result) and restarts.setdefault(product, 0) < RESTARTS:
-                # It lost what lay on a worker that another task had killed: not its own fault.
-                restarts[product] += 1
-                client.cancel([*flight.parts, *flight.packs.values()])
-                yield ItemsDone(product, -flight.n_done)
-                waiting.append(flight.recipe)
-                continue
-            yield from lines_of(product, result)
-            yield conclude(flight.recipe, result, time.perf_counter() - flight.started)
-    finally:
-        for flight in flights.values():
-            client.cancel([*flight.parts, *flight.packs.values()])
-            shutil.rmtree(flight.work, ignore_errors=True)
-
-
-def _launch(
-    client: Client, root: Path, recipe: Recipe, n_workers: int,
-    flights: dict[str, _Flight], owner: dict[str, str], done: Any,
-) -> TaskResult | None:  # fmt: skip
-    """Submit the partitions of a product; returns why it could not be started, or None."""
-    try:
-        flight = _Flight(recipe, new_work_folder(root, recipe.product), time.perf_counter())
-        if recipe.begin is not None:
-            recipe.begin(recipe.job, flight.work)
-    except OSError as error:
-        return TaskResult(failure=("transient", f"can't start: {error}", ""))
-    flights[recipe.product] = flight
-    if recipe.step is not None and recipe.items:
-        _submit_parts(client, flight, recipe.step, n_workers)
-        for future in flight.parts:
-            _watch(future, flight, owner, done)
-    else:
-        _submit_finish(client, root, flight, [])
-        _watch(flight.last, flight, owner, done)
-    return None
-
-
-def _submit_parts(
-    client: Client, flight: _Flight, step: Callable[..., Any], n_workers: int
-) -> None:
-    recipe = flight.recipe
-    # Small nights are cut finer, so that every worker has a share.
-    chunk = max(1, min(recipe.chunk_items, -(-len(recipe.items) // (2 * n_workers))))
-    flight.cuts = partitions(len(recipe.items), chunk_items=chunk, shard_items=recipe.shard_items)
-    name = f"{recipe.product}-{uuid.uuid4().hex}"
-    run = partial(run_step, step, recipe.job)
-    graph = {(name, i): (run, recipe.items[a:b]) for i, (_, a, b) in enumerate(flight.cuts)}
-    bag = Bag(graph, name, len(flight.cuts))
-    flight.parts = client.compute(bag.to_delayed(), retries=RETRIES)
-    for (shard, _, _), future in zip(flight.cuts, flight.parts, strict=True):
-        flight.waiting.setdefault(shard, set()).add(future.key)
-
-
-def _advance(
-    client: Client, root: Path, flight: _Flight, future: Future, owner: dict[str, str], done: Any
-) -> Iterator[Event]:
-    """Take in one future that ended, and submit what it makes possible."""
-    recipe = flight.recipe
-    if future.key in flight.packing:
-        flight.packing.discard(future.key)
-    else:
-        yield from _part_done(client, flight, future, owner, done)
-    if not flight.packing and not flight.waiting:
-        inputs = list(flight.packs.values()) if recipe.pack is not None else flight.parts
-        _submit_finish(client, root, flight, inputs)
-        _watch(flight.last, flight, owner, done)
-
-
-def _part_done(
-    client: Client, flight: _Flight, future: Future, owner: dict[str, str], done: Any
-) -> Iterator[Event]:
-    recipe = flight.recipe
-    index = next(i for i, part in enumerate(flight.parts) if part.key == future.key)
-    shard, first, last = flight.cuts[index]
-    if future.status == "error" and isinstance(future.exception(), KilledWorker) and recipe.lost:
-        rescued = _one_by_one(client, recipe, first, last)
-        flight.parts[index] = client.submit(_same, rescued, pure=False)
-    elif future.status == "error":
-        flight.parts[index] = client.submit(_same, _result(future), pure=False)
-    flight.n_done += last - first
-    yield ItemsDone(recipe.product, last - first)
-    flight.waiting[shard].discard(future.key)
-    if flight.waiting[shard]:
-        return
-    del flight.waiting[shard]
-    if recipe.pack is None:
-        return
-    mine = [i for i, cut in enumerate(flight.cuts) if cut[0] == shard]
-    pack = client.submit(
-        run_pack, recipe.pack, recipe.job, flight.work, flight.cuts[mine[0]][1],
-        [flight.parts[i] for i in mine], retries=RETRIES, pure=False,
-    )  # fmt: skip
-    flight.packs[shard] = pack
-    flight.packing.add(pack.key)
-    _watch(pack, flight, owner, done)
-
-
-def _one_by_one(client: Client, recipe: Recipe, first: int, last: int) -> TaskResult:
-    """A partition that killed its worker, an item a task: who kills again is given up."""
-    rows: list[Any] = []
-    for item in recipe.items[first:last]:
-        future = client.submit(run_step, recipe.step, recipe.job, (item,), pure=False)
-        try:
-            result: TaskResult = future.result()
-        except KilledWorker:
-            reason = "the worker that measured it died every time (memory, or a crash)"
-            result = TaskResult(value=[recipe.lost(recipe.job, item, reason)])  # type: ignore[misc]
-        if result.failure is not None:
-            return result
-        rows += result.value
-    return TaskResult(value=rows)
-
-
-def _submit_finish(client: Client, root: Path, flight: _Flight, inputs: Iterable[Future]) -> None:
-    recipe = flight.recipe
-    flight.last = client.submit(
-        run_finish, root, recipe.product, recipe.fingerprint, recipe.finish, recipe.job,
-        flight.work, list(inputs), retries=RETRIES, pure=False,
-    )  # fmt: skip
-
-
-def _watch(future: Future | None, flight: _Flight, owner: dict[str, str], done: Any) -> None:
-    if future is not None:
-        owner[future.key] = flight.recipe.product
-        done.add(future)
-
-
-def _result(future: Future) -> TaskResult:
-    """The value of a future that ended; an error raised in it as a failure."""
-    if future.status == "finished":
         result: TaskResult = future.result()
-        return result
-    error = future.exception()
-    kind: FailureKind = "killed" if isinstance(error, KilledWorker) else "transient"
-    return TaskResult(failure=(kind, str(error), ""))
-
-
-def _was_killed(result: TaskResult) -> bool:
-    return result.failure is not None and result.failure[0] == "killed"
-
-
-def _same(result: TaskResult) -> TaskResult:
+    except KilledWorker as error:
+        return TaskResult(failure=("killed", str(error), ""))
+    except CancelledError as error:
+        raise _scheduler_gone(str(error)) from None
     return result
+
+
+def _scheduler_gone(why: str) -> RunError:
+    return RunError(
+        where="scheduler",
+        why=f"is gone: {why}",
+        do="all done so far is kept; start the cluster and run it again",
+    )
+
+
+def make_on(client: Client, root: Path, recipes: Iterable[Recipe]) -> Iterator[Event]:
+    """Make products on a cluster, a bounded number of tasks at once.
+
+    Raises RunError: the scheduler is gone.
+    """
+    driver = _Driver(client, root, recipes)
+    try:
+        yield from driver.run()
+    finally:
+        driver.close()
+
+
+@dataclass(slots=True)
+class _Product:
+    """A product in flight: where it grows, and the results of its tasks as far as needed."""
+
+    recipe: Recipe
+    began: float = 0.0
+    work: Path = Path()
+    held: dict[w.Task, Future | TaskResult] = field(default_factory=dict)
+    tags: dict[w.Task, Tag] = field(default_factory=dict)
+    numbers: list[int] = field(default_factory=list)
+    failed: set[w.Task] = field(default_factory=set)  # whose result is a failure
+    failure: TaskResult | None = None
+
+
+class _Driver:
+    """The shell around a window: its futures, and the folders that its products grow in."""
+
+    def __init__(self, client: Client, root: Path, recipes: Iterable[Recipe]) -> None:
+        self._client = client
+        self._root = root
+        self._coming = iter(recipes)
+        self._window = w.Window(_n_workers(client))
+        self._counted = time.monotonic()
+        self._products: dict[str, _Product] = {}
+        self._task_of: dict[Any, w.Task] = {}  # by key; of those that did not end yet
+        self._numbers: dict[int, w.Task] = {}  # what a record calls its task
+        self._count = itertools.count()
+        self._steps: list[w.Task] = []  # to be sent together
+        self._inputs: deque[w.Input] = deque()
+        self._done = as_completed(raise_errors=False)
+        self._told: deque[tuple[int, TaskRecord]] = deque()
+        self._topic = f"nightloom-{client.id}"
+        self._is_lost = False
+        client.subscribe_topic(self._topic, self._listen)
+
+    def run(self) -> Iterator[Event]:
+        """Until every product is concluded."""
+        while True:
+            if self._window.wants_product:
+                self._add_product()
+            elif self._window.is_empty:
+                return
+            elif not self._inputs:
+                yield from self._wait()
+            yield from self._obey()
+
+    def close(self) -> None:
+        """Cancel what is in flight and remove its folders."""
+        for name in list(self._products):
+            self._drop(name)
+        if self._is_alive():
+            self._client.unsubscribe_topic(self._topic)
+
+    def _is_alive(self) -> bool:
+        return not self._is_lost and self._client.status == "running"
+
+    def _add_product(self) -> None:
+        recipe = next(self._coming, None)
+        if recipe is None:
+            self._inputs.append(w.NoMoreProducts())
+        else:
+            self._products[recipe.product] = _Product(recipe)
+            self._inputs.append(w.ProductAdded(_shape(recipe)))
+
+    def _obey(self) -> Iterator[Event]:
+        while self._inputs:
+            for output in self._window.feed(self._inputs.popleft()):
+                yield from self._do(output)
+        self._send_steps()
+
+    def _do(self, output: w.Output) -> Iterator[Event]:
+        match output:
+            case w.Start(product=name):
+                product = self._products[name]
+                product.began = time.perf_counter()
+                yield Started(name, len(product.recipe.items))
+            case w.Submit(task=task, needs=needs):
+                self._submit(task, needs)
+            case w.GiveUp(task=task):
+                product = self._products[task.product]
+                product.held[task] = TaskResult(value=[_lost_row(product.recipe, task)])
+            case w.Progress(product=name, n_items=n):
+                yield ItemsDone(name, n)
+            case w.Release(tasks=tasks):
+                product = self._products[tasks[0].product]
+                for task in tasks:
+                    product.held.pop(task, None)
+                    product.tags.pop(task, None)
+            case w.Drop(product=name):
+                self._drop(name)
+            case w.Conclude(product=name, task=task):
+                product = self._products[name]
+                result = product.failure or _value(product.held[task])
+                self._drop(name)
+                del self._products[name]
+                yield from lines_of(name, result)
+                yield conclude(product.recipe, result, time.perf_counter() - product.began)
+
+    def _submit(self, task: w.Task, needs: tuple[w.Task, ...]) -> None:
+        product = self._products[task.product]
+        recipe = product.recipe
+        first, last = (task.first, task.last) if task.kind == "step" else (0, 0)
+        product.tags[task] = tag_of(recipe, task.kind, first, last)
+        if task.kind == "begin" and not task.tries:
+            try:
+                product.work = new_work_folder(self._root, task.product)
+            except OSError as error:
+                self._fail(task, "transient", f"can't start: {error}")
+                return
+            if recipe.begin is None:
+                self._inputs.append(w.TaskEnded(task, "done"))
+                return
+        if task.kind == "step" and not task.tries:
+            self._steps.append(task)
+            return
+        results = [product.held[need] for need in needs]
+        call = _call(self._root, recipe, task, product.work, results)
+        if task.tries:
+            call = (run_alone, self._marker(task), *call)
+        future = self._client.submit(
+            _on_worker, self._topic, self._numbered(task), product.tags[task], *call,
+            key=f"{task.kind}-{_id()}/{task.product}", retries=RETRIES, priority=URGENT, pure=False,
+        )  # fmt: skip
+        self._watch(task, future)
+
+    def _send_steps(self) -> None:
+        """All parts that wait to be sent, as one message: a bag a product, a task a part."""
+        if not self._steps:
+            return
+        parts: list[Any] = []
+        for name, group in itertools.groupby(self._steps, key=lambda task: task.product):
+            product = self._products[name]
+            recipe = product.recipe
+            run = partial(_on_worker_step, self._topic, recipe.step, recipe.job)
+            key = f"step-{_id()}/{name}"
+            graph = {
+                (key, i): (run, _Part(self._numbered(task), product.tags[task],
+                                      recipe.items[task.first : task.last]))
+                for i, task in enumerate(group)
+            }  # fmt: skip
+            parts += Bag(graph, key, len(graph)).to_delayed(optimize_graph=False)
+        futures = self._client.compute(parts, retries=RETRIES, optimize_graph=False)
+        for task, future in zip(self._steps, futures, strict=True):
+            self._watch(task, future)
+        self._steps = []
+
+    def _numbered(self, task: w.Task) -> int:
+        number = next(self._count)
+        self._numbers[number] = task
+        self._products[task.product].numbers.append(number)
+        return number
+
+    def _watch(self, task: w.Task, future: Future) -> None:
+        self._task_of[future.key] = task
+        self._products[task.product].held[task] = future
+        self._done.add(future)
+
+    def _listen(self, event: tuple[float, Any]) -> None:
+        # Called in the client's thread, before the end of the task is known.
+        number, values = event[1]
+        self._told.append((number, TaskRecord(*values)))
+
+    def _wait(self) -> Iterator[Event]:
+        """Take in what ended, at least one task."""
+        futures = self._done.next_batch()
+        while self._told:
+            number, record = self._told.popleft()
+            yield TaskDone(record.product, record)
+            task = self._numbers.get(number)
+            if task is not None and record.outcome == "done":
+                self._inputs.append(w.TaskTimed(task, record.seconds))
+            elif task is not None and record.outcome == "failed":
+                self._products[task.product].failed.add(task)
+        for future in futures:
+            task = self._task_of.pop(future.key, None)
+            if task is not None:  # else of a product that was dropped
+                yield from self._ended(task, future)
+        if time.monotonic() - self._counted > COUNT_WORKERS_EVERY_S:
+            self._counted = time.monotonic()
+            self._inputs.append(w.WorkersChanged(_n_workers(self._client)))
+
+    def _ended(self, task: w.Task, future: Future) -> Iterator[Event]:
+        product = self._products[task.product]
+        if future.status in GONE:
+            self._is_lost = True
+            raise _scheduler_gone(f"it let go of {future.key}")
+        if future.status == "finished" and task not in product.failed:
+            self._inputs.append(w.TaskEnded(task, "done"))
+            return
+        if future.status == "finished":
+            product.failure = _value(future)
+            self._inputs.append(w.TaskEnded(task, "failed"))
+            return
+        error = future.exception()
+        if not isinstance(error, KilledWorker):
+            self._fail(task, "transient", str(error))
+            return
+        yield TaskDone(task.product, lost_record(product.tags[task]))
+        deaths = deaths_of(self._marker(task)) if task.tries else 0
+        is_own = error.task == future.key
+        self._inputs.append(w.TaskEnded(task, "killed" if is_own else "lost", deaths))
+
+    def _fail(self, task: w.Task, kind: FailureKind, why: str) -> None:
+        self._products[task.product].failure = TaskResult(failure=(kind, why, ""))
+        self._inputs.append(w.TaskEnded(task, "failed"))
+
+    def _marker(self, task: w.Task) -> Path:
+        return self._products[task.product].work / f".alone-{task.kind}-{task.first}"
+
+    def _drop(self, name: str) -> None:
+        """Forget all tasks of a product and what it wrote; it may be begun again."""
+        product = self._products[name]
+        futures = [f for f in product.held.values() if isinstance(f, Future)]
+        open_ones = [f for f in futures if self._task_of.pop(f.key, None) is not None]
+        if open_ones and self._is_alive():
+            self._client.cancel(open_ones)
+        for number in product.numbers:
+            del self._numbers[number]
+        self._steps = [task for task in self._steps if task.product != name]
+        if product.work.name:
+            shutil.rmtree(product.work, ignore_errors=True)
+        self._products[name] = _Product(product.recipe, product.began)
+
+
+def _lost_row(recipe: Recipe, task: w.Task) -> Any:
+    assert recipe.lost is not None
+    return recipe.lost(recipe.job, recipe.items[task.first], REASON_LOST)
+
+
+def _shape(recipe: Recipe) -> w.Shape:
+    n_items = len(recipe.items) if recipe.step is not None else 0
+    return w.Shape(
+        recipe.product, n_items, recipe.chunk_items, recipe.shard_items,
+        packs=recipe.pack is not None, quarantines=recipe.lost is not None,
+    )  # fmt: skip
+
+
+def _call(
+    root: Path, recipe: Recipe, task: w.Task, work: Path, results: list[Any]
+) -> tuple[Any, ...]:
+    """Function and arguments of a task that is sent alone."""
+    job = recipe.job
+    match task.kind:
+        case "begin":
+            return run_begin, recipe.begin, job, work
+        case "step":
+            return run_step, recipe.step, job, recipe.items[task.first : task.last]
+        case "pack":
+            return run_pack, recipe.pack, job, work, task.first, results
+        case "finish":
+            return (
+                run_finish, root, recipe.product, recipe.fingerprint, recipe.finish, job, work,
+                results,
+            )  # fmt: skip
+
+
+def _on_worker_step(topic: str, step: Any, job: Any, part: _Part) -> TaskResult:
+    return _on_worker(topic, part.number, part.tag, run_step, step, job, part.items)
+
+
+def _on_worker(
+    topic: str, number: int, tag: Tag, function: Callable[..., TaskResult], *args: Any
+) -> TaskResult:
+    """One task in a worker, which tells the driver what it cost."""
+    worker = get_worker()
+
+    def tell(record: TaskRecord) -> None:
+        worker.log_event(topic, (number, [getattr(record, name) for name in COLUMNS]))
+
+    return traced(tag, worker.address, tell, function, *args)
+
+
+def _n_workers(client: Client) -> int:
+    try:
+        return max(1, len(client.nthreads()))
+    except (OSError, TimeoutError) as error:
+        raise _scheduler_gone(str(error)) from None
+
+
+def _id() -> str:
+    # A word that is no letters only ends the part of a key that names its group.
+    return f"0{uuid.uuid4().hex[:12]}"

@@ -114,17 +114,22 @@ def publish(root: Path, product: str, fingerprint: str, work: Path) -> Path:
     place = place_of(root, product)
     versions = place / VERSIONS
     versions.mkdir(parents=True, exist_ok=True)
-    artefacts = sorted(work.glob(f"{kind_of(product)}.*"), key=lambda p: p.suffix[1:] in SUFFIXES)
-    if not artefacts:
+    kind = kind_of(product)
+    # A finish that died half way may have moved some of them already.
+    suffixes = {p.suffix for p in work.glob(f"{kind}.*")}
+    suffixes |= {p.suffix for p in versions.glob(f"{fingerprint}.*")}
+    if not suffixes:
         raise ArchiveError(where=product, why="nothing was written to publish")
-    version = artefacts[-1]
-    for artefact in artefacts:
-        _sync_tree(artefact)
-        version = versions / f"{fingerprint}{artefact.suffix}"
-        _move_once(artefact, version)
+    version = versions
+    ordered = sorted(suffixes, key=lambda suffix: suffix[1:] in SUFFIXES)
+    for suffix in ordered:
+        artefact, version = work / f"{kind}{suffix}", versions / f"{fingerprint}{suffix}"
+        if artefact.exists():
+            _sync_tree(artefact)
+            _move_once(artefact, version)
     _sync(versions)
-    for artefact in artefacts:
-        _swap_link(place / artefact.name, Path(VERSIONS) / f"{fingerprint}{artefact.suffix}")
+    for suffix in ordered:
+        _swap_link(place / f"{kind}{suffix}", Path(VERSIONS) / f"{fingerprint}{suffix}")
     _sync(place)
     return version
 
