@@ -17,9 +17,10 @@ from nightloom.plan.fields import slug
 from nightloom.plan.recipes import filter_slug
 from nightloom.schema.flags import BITS
 from nightloom.schema.frames import QUARANTINE, SUSPECT_BITS, empty_frames
-from nightloom.store.encodings import missing_shards, read_arrays, read_attributes
+from nightloom.store.encodings import open_store, read_arrays, read_attributes
 from nightloom.store.ledger import ledger, read_expected
 from nightloom.store.products import current, kind_of, read_attempt
+from nightloom.store.tables import read_table
 
 FRAMES = "frames.parquet"
 
@@ -65,7 +66,7 @@ class Archive:
     def frames(self) -> pd.DataFrame:
         """The frame table, with each frame's `state` and its reason in words."""
         path = self.root / FRAMES
-        frames = pd.read_parquet(path) if path.exists() else empty_frames()
+        frames = read_table(path) if path.exists() else empty_frames()
         state = pd.Series("pending", index=frames.index, dtype="str")
         calibration = frames["image_type"].isin(["bias", "dark", "flat"])
         state[calibration] = "unused"
@@ -228,12 +229,6 @@ class Archive:
             attempt = read_attempt(self.root, product)
             why = "is not made" if attempt is None else f"{attempt.outcome}: {attempt.reason}"
             raise ArchiveError(where=product, why=why, do="see: nightloom status")
-        missing = missing_shards(path)
-        if missing:
-            raise ArchiveError(
-                where=f"{product}/{missing[0]}", why="is missing: the product is damaged",
-                do=f"delete {path} and run again",
-            )  # fmt: skip
         return open_dataset(path)
 
     def _frames_in_masters(self) -> set[str]:
@@ -265,8 +260,11 @@ class Archive:
 
 
 def open_dataset(path: Path) -> xr.Dataset:
-    """A store as xarray, lazily, without a Dask graph."""
-    dataset: xr.Dataset = xr.open_zarr(path, chunks=None, consolidated=True)
+    """A store as xarray, lazily, without a Dask graph.
+
+    Raises ArchiveError, here or when values are read: something of it is lost or damaged.
+    """
+    dataset: xr.Dataset = xr.open_zarr(open_store(path), chunks=None, consolidated=True)
     return dataset
 
 

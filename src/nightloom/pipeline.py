@@ -40,6 +40,7 @@ from nightloom.store.products import (
     sweep,
     write_attempt,
 )
+from nightloom.store.tables import read_table, write_table
 from nightloom.store.trace import TraceWriter
 
 FRAMES = "frames.parquet"
@@ -200,7 +201,7 @@ class Run:
 def read_frames(root: Path) -> pd.DataFrame:
     """The frame table of the last scan; an empty one before there was one."""
     path = root / FRAMES
-    return pd.read_parquet(path) if path.exists() else empty_frames()
+    return read_table(path) if path.exists() else empty_frames()
 
 
 def scan(run: Run) -> ScanResult:
@@ -213,7 +214,7 @@ def scan(run: Run) -> ScanResult:
             yield result.value
 
     result = look(run.config, map_chunks=map_chunks)
-    _write_table(run.root / FRAMES, result.frames)
+    write_table(run.root / FRAMES, result.frames)
     run.log(f"scan: {result.n_files} files, {result.n_read} read, {result.n_gone} gone")
     return result
 
@@ -237,7 +238,7 @@ def plan(run: Run) -> Plan:
     frames = read_frames(run.root)
     made = make_plan(frames, run.config)
     made.frames.attrs.update(frames.attrs)
-    _write_table(run.root / FRAMES, made.frames)
+    write_table(run.root / FRAMES, made.frames)
     keep_expected(run, made)
     return made
 
@@ -293,13 +294,3 @@ def gather(run: Run, made: Plan) -> None:
 def report(run: Run, made: Plan) -> None:
     """Pages of what was made."""
     run.make(page_recipes(run.root, stages.all_recipes(run.root, made, run.config)))
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        table.to_parquet(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TransientError(where=str(path), why=f"can't be written: {error}") from error

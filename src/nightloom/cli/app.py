@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from nightloom import __version__, pipeline
-from nightloom.cli import answers, show
+from nightloom.cli import answers, show, upkeep
 from nightloom.config import CONFIG_NAME, Config, load_config
 from nightloom.engine.cluster import Engine
 from nightloom.errors import ExitCode, NightloomError
@@ -41,6 +41,10 @@ Cluster = Annotated[
         help="a file such as cluster/local.toml, an address tcp://..., a scheduler.json, or serial"
     ),
 ]
+Products = Annotated[
+    list[str] | None, typer.Argument(help="products' ids, as status shows them; all, if none")
+]
+OnlyConfig = Annotated[Path | None, typer.Option("--config", "-c", help=f"{CONFIG_NAME} here")]
 AsJson = Annotated[bool, typer.Option("--json", help="answer in JSON")]
 
 
@@ -143,6 +147,22 @@ def explain(
 ) -> None:
     """Say why a product would be made again. Example: nightloom explain cube/M13/2024-05-01/R"""
     answers.explain(_load(config), product, as_json=json)
+
+
+@app.command()
+def verify(
+    products: Products = None, config: OnlyConfig = None, cluster: Cluster = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="set aside what is damaged: run makes it again")
+    ] = False,
+    json: AsJson = False,
+) -> None:  # fmt: skip
+    """Read every byte and name what is lost or damaged. Example: nightloom verify"""
+    root = _load(config).products_path
+    with Engine(cluster) as engine:
+        is_well = upkeep.verify(engine, root, products or [], take_away=forget, as_json=json)
+    if not is_well:
+        raise typer.Exit(ExitCode.SOME_FAILED)
 
 
 @app.command()

@@ -17,6 +17,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from nightloom.errors import ArchiveError
 from nightloom.schema.cube import STAR, TIME, Variable
+from nightloom.store.checked import CheckedStore, checked_store
+from nightloom.store.manifest import REMEDY
 
 SHARD_BYTES = 64 << 20
 SHARD_TIMES = 512
@@ -137,8 +139,12 @@ def seal(path: Path) -> None:
 
 def missing_shards(path: Path) -> list[str]:
     """Files that the metadata promises and that are not there; a lost one would read as fill."""
+    return _missing(path, zarr.open_group(path, mode="r"))
+
+
+def _missing(path: Path, group: zarr.Group) -> list[str]:
     lost: list[str] = []
-    for name, array in zarr.open_group(path, mode="r").arrays():
+    for name, array in group.arrays():
         steps = array.shards or array.chunks
         counts = [math.ceil(n / step) for n, step in zip(array.shape, steps, strict=True)]
         for index in every(*(range(count) for count in counts)):
@@ -148,9 +154,22 @@ def missing_shards(path: Path) -> list[str]:
     return lost
 
 
+def open_store(path: Path) -> CheckedStore:
+    """A store to hand to a reader such as xarray: what is lost or damaged raises as it is read.
+
+    Raises ArchiveError: its files are not all there, or its metadata can't be read.
+    """
+    store = checked_store(path)
+    _group(path, store)
+    return store
+
+
 def read_attributes(path: Path) -> dict[str, Any]:
-    """Attributes of a store."""
-    return dict(zarr.open_group(path, mode="r").attrs)
+    """Attributes of a store.
+
+    Raises ArchiveError: its files are not all there, or its metadata can't be read.
+    """
+    return dict(_group(path, checked_store(path)).attrs)
 
 
 def read_arrays(
@@ -160,12 +179,7 @@ def read_arrays(
 
     Raises ArchiveError: a shard is missing or damaged.
     """
-    missing = missing_shards(path)
-    if missing:
-        raise ArchiveError(
-            where=str(path), why=f"{missing[0]} is missing", do="delete the version; run makes it"
-        )
-    group = zarr.open_group(path, mode="r")
+    group = _group(path, checked_store(path))
     arrays: dict[str, NDArray[Any]] = {}
     for name in names:
         try:
@@ -175,9 +189,27 @@ def read_arrays(
             arrays[name] = values.astype(object) if is_text else values
         except (ValueError, RuntimeError) as error:
             raise ArchiveError(
-                where=f"{path}/{name}", why=f"is damaged: {error}", do="delete the version and run"
+                where=f"{path}/{name}", why=f"is damaged: {error}", do=REMEDY
             ) from error
     return arrays
+
+
+def _group(path: Path, store: CheckedStore) -> zarr.Group:
+    """The group of a store.
+
+    Raises ArchiveError: the metadata can't be read, or it promises files that are not there.
+    """
+    try:
+        group = zarr.open_group(store, mode="r")
+        # The manifest counts the files; a store without one is counted by its metadata.
+        missing = [] if store.has_manifest else _missing(path, group)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ArchiveError(
+            where=str(path), why=f"its metadata can't be read: {error}", do=REMEDY
+        ) from error
+    if missing:
+        raise ArchiveError(where=f"{path}/{missing[0]}", why="is missing", do=REMEDY)
+    return group
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Literal
 import pandas as pd
 
 from nightloom.store.products import kind_of, published_fingerprint, read_attempt
+from nightloom.store.tables import read_table, write_table
 
 State = Literal["done", "empty", "waiting", "blocked", "failed", "stale"]
 STATES: tuple[State, ...] = ("done", "empty", "waiting", "blocked", "failed", "stale")
@@ -32,10 +33,7 @@ def write_expected(root: Path, expected: Iterable[Expected]) -> None:
     """Keep the expected products as the plan's table, `plan.parquet`."""
     rows = [(e.product, e.fingerprint, list(e.needs), list(e.uses), e.note) for e in expected]
     table = pd.DataFrame(rows, columns=COLUMNS)
-    root.mkdir(parents=True, exist_ok=True)
-    temporary = root / f".{PLAN}"
-    table.to_parquet(temporary)
-    temporary.replace(root / PLAN)
+    write_table(root / PLAN, table)
 
 
 def read_expected(root: Path) -> list[Expected]:
@@ -43,7 +41,7 @@ def read_expected(root: Path) -> list[Expected]:
     path = root / PLAN
     if not path.exists():
         return []
-    table = pd.read_parquet(path)
+    table = read_table(path)
     columns = (table[name] for name in COLUMNS)
     return [Expected(p, f, tuple(n), tuple(u), t) for p, f, n, u, t in zip(*columns, strict=True)]
 

@@ -1,8 +1,9 @@
 """Where products lie; how they become visible, all at once, and what was tried.
 
 A product's place is `products/<id>`. There, `.versions/<fingerprint>.<suffix>` holds each
-version and a relative symlink `<kind>.<suffix>` names the current one. Work in progress lies in
-`.work-...` beside, which no reader looks at.
+version, `.versions/<fingerprint>.manifest` the size and checksum of its files, and a relative
+symlink `<kind>.<suffix>` names the current one. Work in progress lies in `.work-...` beside, which
+no reader looks at.
 """
 
 from __future__ import annotations
@@ -20,9 +21,19 @@ from pathlib import Path
 from typing import Literal
 
 from nightloom.errors import ArchiveError, TransientError
+from nightloom.store.manifest import SUFFIX as MANIFEST_SUFFIX
+from nightloom.store.manifest import (
+    Manifest,
+    difference,
+    manifest_of,
+    manifest_path,
+    manifest_text,
+    read_manifest,
+)
 
 VERSIONS = ".versions"
 WORK_PREFIX = ".work-"
+DAMAGED = ".damaged"  # ending of a version that was taken out of the way
 ATTEMPT = "attempt.json"
 SUFFIXES = ("zarr", "html")  # of what readers open first; its symlink is swapped last
 
@@ -74,6 +85,16 @@ def published_fingerprint(root: Path, product: str) -> str:
     return "" if path is None else path.stem
 
 
+def products_on_disk(root: Path) -> list[str]:
+    """Ids of all products that have a version or a record of an attempt, in order of name."""
+    found: list[str] = []
+    for folder, inside, files in os.walk(root):
+        if VERSIONS in inside or ATTEMPT in files:
+            found.append(Path(folder).relative_to(root).as_posix())
+        inside[:] = [name for name in inside if not name.startswith(".")]
+    return sorted(found)
+
+
 def require(root: Path, product: str) -> Path:
     """Real path of the published version.
 
@@ -109,7 +130,7 @@ def publish(root: Path, product: str, fingerprint: str, work: Path) -> Path:
 
     work: holds `<kind>.<suffix>` files or folders. Files come to disk before the symlink is
     swapped, so a crash leaves the old version. Made before with this fingerprint: kept, ours
-    dropped. Returns the path of the version.
+    dropped, unless what is there was damaged since. Returns the path of the version.
     """
     place = place_of(root, product)
     versions = place / VERSIONS
@@ -118,15 +139,23 @@ def publish(root: Path, product: str, fingerprint: str, work: Path) -> Path:
     # A finish that died half way may have moved some of them already.
     suffixes = {p.suffix for p in work.glob(f"{kind}.*")}
     suffixes |= {p.suffix for p in versions.glob(f"{fingerprint}.*")}
+    suffixes -= {MANIFEST_SUFFIX, DAMAGED}
     if not suffixes:
         raise ArchiveError(where=product, why="nothing was written to publish")
     version = versions
     ordered = sorted(suffixes, key=lambda suffix: suffix[1:] in SUFFIXES)
-    for suffix in ordered:
-        artefact, version = work / f"{kind}{suffix}", versions / f"{fingerprint}{suffix}"
+    made = {suffix: work / f"{kind}{suffix}" for suffix in ordered}
+    ours = manifest_of(
+        path if path.exists() else versions / f"{fingerprint}{suffix}"
+        for suffix, path in made.items()
+    )
+    for suffix, artefact in made.items():
+        version = versions / f"{fingerprint}{suffix}"
         if artefact.exists():
             _sync_tree(artefact)
-            _move_once(artefact, version)
+            _move_once(artefact, version, ours)
+    if _manifest_or_none(version) is None:
+        write_text(manifest_path(version), manifest_text(ours))
     _sync(versions)
     for suffix in ordered:
         _swap_link(place / f"{kind}{suffix}", Path(VERSIONS) / f"{fingerprint}{suffix}")
@@ -197,13 +226,37 @@ def _owner_is_gone(name: str) -> bool:
     return int(pid) == os.getpid()
 
 
-def _move_once(source: Path, target: Path) -> None:
+def set_aside(version: Path) -> None:
+    """Take an artefact of a version out of the way; `gc` removes it, nobody else looks at it."""
+    aside = version.with_name(f"{version.name}-{uuid.uuid4().hex[:8]}{DAMAGED}")
+    with contextlib.suppress(FileNotFoundError):  # another driver was faster
+        version.rename(aside)
+
+
+def _move_once(source: Path, target: Path, ours: Manifest) -> None:
     # A folder that is not empty can't be renamed onto: then the same version was made before.
+    if target.exists() and not _is_whole(target, _manifest_or_none(target) or ours):
+        set_aside(target)
+        manifest_path(target).unlink(missing_ok=True)
+    if target.is_file():
+        return
     try:
         source.rename(target)
     except OSError:
         if not target.exists():
             raise
+
+
+def _is_whole(version: Path, manifest: Manifest) -> bool:
+    names = [n for n in manifest if n.partition("/")[0] == version.suffix]
+    return bool(names) and not any(difference(version, manifest, name=n) for n in names)
+
+
+def _manifest_or_none(version: Path) -> Manifest | None:
+    try:
+        return read_manifest(version)
+    except ArchiveError:
+        return None
 
 
 def _swap_link(link: Path, target: Path) -> None:
