@@ -14,7 +14,7 @@ from archives import archive_of, run, star_field, write_config, write_frame
 from nightloom.archive import open_dataset
 from nightloom.cli.app import app
 from nightloom.errors import ArchiveError, ConfigError
-from nightloom.store.products import current
+from nightloom.store.products import Attempt, current, published_fingerprint, write_attempt
 
 NY, NX, N_FRAMES = 140, 160, 6
 CUBE = "cube/Test/2024-03-01/R"
@@ -109,3 +109,47 @@ def test_verify_of_a_product_that_is_none(folder: Path) -> None:
     told = nightloom("verify", "cube/Test", "--cluster", "serial", cwd=folder)
     assert isinstance(told.exception, ConfigError)
     assert f"perhaps {CUBE}" in told.exception.do
+
+
+def test_retry_tries_again_what_failed_and_nothing_else(folder: Path) -> None:
+    root = folder / "products"
+    fingerprint = published_fingerprint(root, CUBE)
+    (root / CUBE / "cube.zarr").unlink()
+    write_attempt(root, CUBE, Attempt(fingerprint, "failed", "product", "no stars"))
+    run_it = ("--cluster", "serial")
+    left = nightloom("run", *run_it, cwd=folder)
+    assert left.exit_code == 1
+    assert "no stars (tried before)" in left.stderr
+    assert isinstance(nightloom("retry", cwd=folder).exception, ConfigError)
+    done = nightloom("retry", "reference/Test", *run_it, cwd=folder)
+    assert isinstance(done.exception, ConfigError)
+    assert "is done, not failed" in done.exception.why
+    again = nightloom("retry", "--failed", *run_it, cwd=folder)
+    assert again.exit_code == 0
+    assert f"tried again: {CUBE}\n" in again.stdout
+    assert published_fingerprint(root, CUBE) == fingerprint
+    write_attempt(root, CUBE, Attempt(fingerprint, "failed", "product", "no stars"))
+    assert f"tried again: {CUBE}\n" in nightloom("retry", CUBE, *run_it, cwd=folder).stdout
+    assert "nothing failed" in nightloom("retry", "--failed", *run_it, cwd=folder).stdout
+
+
+def test_gc_says_what_goes_then_removes_it(folder: Path) -> None:
+    config = folder / "nightloom.toml"
+    text = config.read_text()
+    config.write_text(text.replace('"T1"', '"T2"') + "[gather]\nmax_comparisons = 3\n")
+    assert nightloom("run", "--cluster", "serial", cwd=folder).exit_code == 0
+    before = sorted(folder.rglob("*"))
+    dry = json.loads(nightloom("gc", "--keep", "0", "--dry-run", "--json", cwd=folder).stdout)
+    assert sorted(folder.rglob("*")) == before
+    # The old curves are in use yet: the light curve of T1 was made of them.
+    assert {item["product"] for item in dry["removed"]} == {"report/index", "stars/Test"}
+    lost = {item["product"] for item in dry["not_expected"]}
+    assert "lightcurve/T1/R" in lost
+    assert "lightcurve/T2/R" not in lost
+    assert "to remove" in nightloom("gc", "--keep", "0", "--dry-run", cwd=folder).stdout
+    done = json.loads(nightloom("gc", "--keep", "0", "--orphans", "--json", cwd=folder).stdout)
+    assert "ensemble/Test/R" in {item["product"] for item in done["removed"]}
+    assert not (folder / "products/lightcurve/T1").exists()
+    assert nightloom("verify", "--cluster", "serial", cwd=folder).exit_code == 0
+    again = nightloom("run", "--cluster", "serial", cwd=folder)
+    assert "made 0" in again.stdout

@@ -166,6 +166,36 @@ def verify(
 
 
 @app.command()
+def retry(
+    products: Products = None, config: OnlyConfig = None, cluster: Cluster = None,
+    failed: Annotated[bool, typer.Option("--failed", help="all that failed, or of those named")]
+    = False,
+) -> None:  # fmt: skip
+    """Try again what failed with the same inputs, then go on. Example: nightloom retry --failed"""
+    tried = upkeep.failures(_load(config).products_path, products or [], all_failed=failed)
+    show.line(f"tried again: {', '.join(tried) or 'nothing failed'}")
+    if tried:
+        _stages(config, cluster, pipeline.reduce, pipeline.gather, pipeline.report)
+
+
+@app.command()
+def gc(
+    config: OnlyConfig = None,
+    keep: Annotated[
+        int, typer.Option(min=0, help="old versions to keep of each product, the newest")
+    ] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    orphans: Annotated[
+        bool, typer.Option("--orphans", help="also products that the plan does not want")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Remove old versions and what dead runs left. Example: nightloom gc --keep 1 --dry-run"""
+    root = _load(config).products_path
+    upkeep.gc(root, keep=keep, with_orphans=orphans, dry_run=dry_run, as_json=json)
+
+
+@app.command()
 def synth(
     folder: Annotated[Path, typer.Argument(help="folder to write into")],
     nights: Annotated[int, typer.Option(min=1)] = 3,

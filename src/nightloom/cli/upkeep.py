@@ -11,8 +11,9 @@ from nightloom.cli import show
 from nightloom.engine.cluster import Engine
 from nightloom.errors import ArchiveError, ConfigError, RunError
 from nightloom.pipeline import FRAMES
-from nightloom.store.ledger import PLAN
-from nightloom.store.products import products_on_disk
+from nightloom.store.gc import Garbage, dead_work, old_versions, orphans, remove
+from nightloom.store.ledger import PLAN, read_expected
+from nightloom.store.products import ATTEMPT, place_of, products_on_disk, read_attempt
 from nightloom.store.tables import read_table
 from nightloom.store.verify import Flaw, Verified, forget, verify_products
 
@@ -97,3 +98,73 @@ def _told(
         show.line(f"set aside: {', '.join(forgotten)}; nightloom run makes them again")
     elif any(flaw.product for flaw in flaws):
         show.line("nightloom verify --forget sets them aside, nightloom run makes them again")
+
+
+def gc(root: Path, *, keep: int, with_orphans: bool, dry_run: bool, as_json: bool) -> None:
+    """Remove what is old; list what nobody expects.
+
+    Raises RunError: products that are not expected were to go, and no plan says what is.
+    """
+    products = products_on_disk(root)
+    wanted = [item.product for item in read_expected(root)]
+    if with_orphans and not wanted:
+        raise RunError(where=str(root), why="no plan says what is expected", do="nightloom run")
+    strangers = orphans(root, products, wanted) if wanted else []
+    lost = {item.product for item in strangers} if with_orphans else set()
+    garbage = [
+        *dead_work(root),
+        *old_versions(root, [name for name in products if name not in lost], keep=keep),
+        *(strangers if with_orphans else []),
+    ]
+    removed = garbage if dry_run else [item for item in garbage if remove(root, item)]
+    listed = [] if with_orphans else strangers
+    if as_json:
+        show.as_json(
+            {
+                "dry_run": dry_run,
+                "removed": [_as_row(item, root) for item in removed],
+                "bytes": sum(item.n_bytes for item in removed),
+                "files": sum(item.n_files for item in removed),
+                "not_expected": [_as_row(item, root) for item in listed],
+            }
+        )
+        return
+    for item in removed:
+        names = ", ".join(path.name for path in item.paths)
+        show.line(f"{item.why}: {item.product}: {names} ({item.n_bytes / 1e6:.1f} MB)")
+    for item in listed:
+        size = f"{item.n_bytes / 1e6:.1f} MB"
+        show.line(f"not expected: {item.product} ({size}): --orphans removes it")
+    n_bytes, n_files = sum(i.n_bytes for i in removed), sum(i.n_files for i in removed)
+    done = "to remove" if dry_run else "removed"
+    show.line(f"{done}: {len(removed)}, {n_files} files, {n_bytes / 1e6:.1f} MB")
+
+
+def _as_row(item: Garbage, root: Path) -> dict[str, object]:
+    return {
+        "product": item.product,
+        "why": item.why,
+        "paths": [str(path.relative_to(root)) for path in item.paths],
+        "files": item.n_files,
+        "bytes": item.n_bytes,
+    }
+
+
+def failures(root: Path, wanted: Sequence[str], *, all_failed: bool) -> list[str]:
+    """Forget the failures of some products, or of all, so that a run tries them again.
+
+    Raises ConfigError: nothing is named, or what is named neither failed nor came out empty.
+    """
+    if not wanted and not all_failed:
+        raise ConfigError(where="retry", why="what?", do="name a product, or give --failed")
+    tried: list[str] = []
+    for product in named(root, wanted):
+        attempt = read_attempt(root, product)
+        outcome = "" if attempt is None else attempt.outcome
+        if outcome == "failed" or (outcome == "empty" and product in wanted and not all_failed):
+            (place_of(root, product) / ATTEMPT).unlink(missing_ok=True)
+            tried.append(product)
+        elif product in wanted:
+            do = "if it is damaged: nightloom verify --forget; see: nightloom explain"
+            raise ConfigError(where=product, why=f"is {outcome or 'not tried'}, not failed", do=do)
+    return tried

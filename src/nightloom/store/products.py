@@ -205,12 +205,19 @@ def write_text(path: Path, text: str) -> None:
 
 def sweep(root: Path) -> int:
     """Remove work folders whose process is gone; returns how many."""
-    removed = 0
-    for folder in root.rglob(f"{WORK_PREFIX}*"):
-        if folder.is_dir() and _owner_is_gone(folder.name):
-            shutil.rmtree(folder, ignore_errors=True)
-            removed += 1
-    return removed
+    found = leftovers(root)
+    for folder in found:
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(found)
+
+
+def leftovers(root: Path) -> list[Path]:
+    """Work folders whose process is gone."""
+    return [
+        folder
+        for folder in sorted(root.rglob(f"{WORK_PREFIX}*"))
+        if folder.is_dir() and _owner_is_gone(folder.name)
+    ]
 
 
 def _owner_is_gone(name: str) -> bool:
