@@ -21,6 +21,7 @@ import pandas as pd
 from nightloom import __version__, stages
 from nightloom.config import Config
 from nightloom.engine.cluster import Engine
+from nightloom.engine.progress import Listed
 from nightloom.engine.recipe import Event, Failed, Finished, LogLine, Recipe, Started, TaskDone
 from nightloom.engine.task import TaskResult
 from nightloom.errors import ExitCode, ProductError, RunError, TransientError
@@ -75,7 +76,7 @@ class Run:
         self.outcome = Outcome()
         self.id = datetime.now(UTC).strftime("%Y%m%dT%H%M%S") + f"-{os.getpid()}"
         self.log_path = self.root / "logs" / f"{self.id}.log"
-        self._listen = listen
+        self.listeners = [listen]
         self._started: dict[str, str] = {}
         self._trace = TraceWriter(self.root, self.id)
         self.root.mkdir(parents=True, exist_ok=True)
@@ -95,10 +96,11 @@ class Run:
         """Make what is not there yet of one stage's products."""
         for event in self.engine.make(self.root, self._due(recipes)):
             self._record(event)
-            self._listen(event)
+            self._tell(event)
 
     def _due(self, recipes: Iterable[Recipe]) -> Iterator[Recipe]:
         for recipe in recipes:
+            self._tell(Listed(recipe.product, *stages.expected_of([recipe], {})))
             if published_fingerprint(self.root, recipe.product) == recipe.fingerprint:
                 self.outcome.n_kept += 1
             elif reason := self._hindered(recipe):
@@ -129,6 +131,10 @@ class Run:
         write_attempt(self.root, product, attempt)
         self.outcome.failed[product] = reason
         self.log(f"{product}: failed: {reason}")
+
+    def _tell(self, event: Event) -> None:
+        for listen in self.listeners:
+            listen(event)
 
     def _hindered(self, recipe: Recipe) -> str:
         for need in recipe.needs:

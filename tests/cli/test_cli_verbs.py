@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,3 +132,45 @@ def test_interrupted_keeps_what_is_done(folder: Path, tmp_path: Path) -> None:
     assert "all done so far is kept" in told
     assert nightloom("run", "--cluster", "serial", cwd=tmp_path).returncode == 0
     assert not list((tmp_path / "products").rglob(".work-*"))
+
+
+def test_status_follows_a_run_and_writes_the_page(folder: Path, tmp_path: Path) -> None:
+    config = str(folder / "nightloom.toml")
+    told = nightloom("status", config, "--watch", cwd=tmp_path)  # no run: what there is, once
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("no run goes on in ")
+    assert "1 of 1 nights, 6 frames measured" in told.stdout
+    logs = folder / "products" / "logs"
+    finished = (logs / "run.json").read_text()
+    with subprocess.Popen(["/bin/sleep", "60"]) as run:  # a run that goes on until it is killed
+        state = json.loads(finished) | {"ended": False, "pid": run.pid, "as_of_s": time.time()}
+        (logs / "run.json").write_text(json.dumps(state))
+        watch = subprocess.Popen(
+            [sys.executable, "-c", MAIN, "status", config, "--watch"], cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert watch.stdout is not None
+        first = watch.stdout.readline()
+        watch.send_signal(signal.SIGINT)
+        watch.communicate(timeout=60)
+        assert watch.returncode == 130
+        assert first.strip()
+        run.kill()
+    page = tmp_path / "nights.html"
+    assert nightloom("status", config, "--html", str(page), cwd=tmp_path).returncode == 0
+    assert '"night": ["2024-03-01"]' in page.read_text()
+    refused = nightloom("status", config, "--html", str(tmp_path / "no" / "n.html"), cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "no/n.html" in refused.stderr
+
+
+def test_profile_saves_what_dask_saw(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text('kind = "local"\nworkers = 1\n')
+    shutil.copytree(folder / "frames", tmp_path / "frames")
+    shutil.copy(folder / "nightloom.toml", tmp_path)
+    file = tmp_path / "profile.html"
+    ended = nightloom("reduce", "--cluster", "one.toml", "--profile", str(file), cwd=tmp_path)
+    assert ended.returncode == 2  # only `run` has it
+    ended = nightloom("run", "--cluster", "one.toml", "--profile", str(file), cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "bokeh" in file.read_text().lower()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from nightloom import pipeline, stages
+from nightloom import __version__, pipeline, stages
 from nightloom.archive import Archive
 from nightloom.cli import show
 from nightloom.cli.recovery import recoveries
@@ -15,7 +15,9 @@ from nightloom.config import Config
 from nightloom.errors import ConfigError
 from nightloom.explain import explain as explain_recipe
 from nightloom.frames.scan import ScanResult
+from nightloom.monitor import state_on_disk
 from nightloom.plan.recipes import Plan, make_plan, quarantined
+from nightloom.report.nights import nights_page
 from nightloom.store.ledger import STATES
 from nightloom.store.ledger import ledger as ledger_of
 
@@ -205,6 +207,16 @@ def status(config: Config, *, as_json: bool) -> None:
     show.line("frames: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n))
     for row in ledger[ledger["state"].isin(["failed", "blocked", "empty"])].itertuples():
         show.line(f"  {row.state} {row.product}: {row.reason}")
+
+
+def write_page(config: Config, file: Path) -> None:
+    """The page of all nights, as the products are."""
+    state = state_on_disk(config.products_path)
+    try:
+        file.write_text(nights_page(state, version=__version__), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(where=str(file), why=f"can't be written: {error.strerror}") from None
+    show.line(f"wrote {file}")
 
 
 def frames(config: Config, *, state: str, as_json: bool) -> None:

@@ -14,10 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from nightloom import __version__, pipeline
-from nightloom.cli import answers, show, upkeep
+from nightloom.cli import answers, show, upkeep, watching
 from nightloom.config import CONFIG_NAME, Config, load_config
 from nightloom.engine.cluster import Engine
 from nightloom.errors import ExitCode, NightloomError
+from nightloom.monitor import monitoring
 from nightloom.synth.archive import write_archive
 from nightloom.synth.truth import SynthSpec
 
@@ -113,20 +114,39 @@ def report(config: ConfigFile = None, config_option: ConfigOption = None,
 
 
 @app.command()
-def run(config: ConfigFile = None, config_option: ConfigOption = None,
-        cluster: Cluster = None) -> None:  # fmt: skip
+def run(
+    config: ConfigFile = None, config_option: ConfigOption = None, cluster: Cluster = None,
+    profile: Annotated[Path | None, typer.Option(help="write Dask's performance report (HTML)")]
+    = None,
+) -> None:  # fmt: skip
     """Scan, plan, reduce, gather, report: all that is not there yet. Example: nightloom run"""
     _stages(
         config or config_option, cluster, pipeline.reduce, pipeline.gather, pipeline.report,
-        with_scan=True,
+        with_scan=True, profile=profile,
     )  # fmt: skip
 
 
 @app.command()
-def status(config: ConfigFile = None, config_option: ConfigOption = None, json: AsJson = False,
-           ) -> None:  # fmt: skip
+def status(
+    config: ConfigFile = None, config_option: ConfigOption = None, json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="follow the run that goes on")] = False,
+    html: Annotated[Path | None, typer.Option(help="write the page of all nights")] = None,
+) -> None:  # fmt: skip
     """Products by state and frames by theirs. Example: nightloom status --json"""
-    answers.status(_load(config or config_option), as_json=json)
+    loaded = _load(config or config_option)
+    if watch:
+        _watch(loaded)
+    elif html is not None:
+        answers.write_page(loaded, html)
+    else:
+        answers.status(loaded, as_json=json)
+
+
+def _watch(config: Config) -> None:
+    try:
+        watching.watch(config.products_path)
+    except KeyboardInterrupt:
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 @app.command()
@@ -236,14 +256,21 @@ def _load(path: Path | None) -> Config:
 
 
 @contextmanager
-def _run(path: Path | None, cluster: str | None) -> Iterator[pipeline.Run]:
+def _run(
+    path: Path | None, cluster: str | None, profile: Path | None = None
+) -> Iterator[pipeline.Run]:
     """A run whose engine is closed at its end, with progress drawn meanwhile."""
     config = _load(path)
     watch = show.Watch()
+
+    def announce(link: str) -> None:
+        watch.say(f"dashboard: {link}")
+
     with (
-        Engine(cluster, announce=lambda link: watch.say(f"dashboard: {link}")) as engine,
+        Engine(cluster, announce=announce, profile=profile) as engine,
         pipeline.Run(config, engine, watch) as made,
         watch.drawing(),
+        monitoring(made, say=watch.say),
     ):
         try:
             yield made
@@ -258,10 +285,10 @@ def _run(path: Path | None, cluster: str | None) -> Iterator[pipeline.Run]:
 
 def _stages(
     path: Path | None, cluster: str | None, *stages: Any, with_scan: bool = False,
-    leave: bool = True,
+    leave: bool = True, profile: Path | None = None,
 ) -> None:  # fmt: skip
     started = time.monotonic()
-    with _run(path, cluster) as run:
+    with _run(path, cluster, profile) as run:
         scanned = pipeline.scan(run) if with_scan else None
         plan = pipeline.plan(run)
         for stage in stages:

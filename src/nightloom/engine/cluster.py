@@ -6,6 +6,7 @@ import itertools
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import dask
 from distributed import Client, LocalCluster
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nightloom.engine import dashboard
 from nightloom.engine.recipe import Event, Recipe
 from nightloom.engine.run import make_on, map_on
 from nightloom.engine.serial import make_serial, map_serial
@@ -57,14 +59,21 @@ class LocalSettings(BaseModel):
 class Engine:
     """Runs recipes; a cluster starts when the first work arrives, and ends with `close`.
 
-    announce: called with the dashboard's address, once, when there is one.
+    announce: called with the dashboard's address, once, when there is one. profile: file for
+    Dask's performance report, written at the end.
     """
 
     def __init__(
-        self, cluster: str | None = None, *, announce: Callable[[str], None] | None = None
+        self,
+        cluster: str | None = None,
+        *,
+        announce: Callable[[str], None] | None = None,
+        profile: Path | None = None,
     ) -> None:
         self._where = cluster
         self._announce = announce
+        self._profile = profile
+        self._profiling = ExitStack()
         self._client: Client | None = None
         self._local: LocalCluster | None = None
         self._settings = _local_settings(cluster)
@@ -97,13 +106,38 @@ class Engine:
         else:
             yield from map_on(self._connected(), function, chunks, kind=kind, product=product)
 
+    @property
+    def dashboard(self) -> str:
+        """Address of the dashboard; empty while there is no cluster."""
+        return "" if self._client is None else str(self._client.dashboard_link)
+
+    def show_page(self, *, run: str, page: str) -> None:
+        """Put a page on the dashboard; the cluster must be there.
+
+        Raises RunError: the scheduler can't take it.
+        """
+        try:
+            dashboard.install(self._client, run=run, page=page)
+        except Exception as error:
+            # Whatever it raises: it may lack nightloom or its dashboard, or be of another version.
+            why = f"shows no page of nightloom: {type(error).__name__}: {error}"
+            raise RunError(where=self.dashboard, why=why) from error
+
+    def post(self, *, run: str, board: bytes) -> None:
+        """Hand the state of a run to the page that was put there; nothing without a cluster."""
+        if self._client is not None:
+            dashboard.post(self._client, run=run, board=board)
+
     def close(self) -> None:
         """End the cluster, if this engine started one, or leave the one it joined."""
-        if self._client is not None:
-            self._client.close()
-        if self._local is not None:
-            self._local.close()
-        self._client = self._local = None
+        try:
+            self._profiling.close()
+        finally:
+            if self._client is not None:
+                self._client.close()
+            if self._local is not None:
+                self._local.close()
+            self._client = self._local = None
 
     def _connected(self) -> Client:
         if self._client is None:
@@ -112,6 +146,8 @@ class Engine:
             self._client = self._start() if self._settings is not None else self._join()
             if self._announce is not None:
                 self._announce(self._client.dashboard_link)
+            if self._profile is not None:
+                self._profiling.enter_context(dashboard.profiled(self._client, self._profile))
         return self._client
 
     def _start(self) -> Client:
