@@ -41,7 +41,7 @@ def verify(
     names = named(root, wanted)
     chunks = [names[i : i + PRODUCTS_A_TASK] for i in range(0, len(names), PRODUCTS_A_TASK)]
     verified: list[Verified] = []
-    for result in engine.map(partial(verify_products, root), chunks):
+    for result in engine.map(partial(verify_products, root), chunks, kind="verify"):
         if result.failure is not None:
             raise RunError(where="verify", why=result.failure[1])
         verified += result.value
