@@ -51,6 +51,7 @@ class CubeSettings(BaseModel):
     max_elongation: float
     min_matched: int
     trim_px: int
+    cosmic_rays: bool
     nonlinear_adu: float | None
 
 
@@ -60,6 +61,7 @@ class CubeJob:
     stars: Path
     photometry: PhotometrySection
     trim_px: int
+    cosmic_rays: bool
     n_frames: int
     attributes: dict[str, Any]
 
@@ -76,6 +78,7 @@ def cube_settings(config: Config, instrument: Instrument) -> CubeSettings:
         max_elongation=photometry.max_elongation,
         min_matched=photometry.min_matched,
         trim_px=config.calibration.trim_px,
+        cosmic_rays=config.calibration.cosmic_rays,
         nonlinear_adu=instrument.nonlinear_adu,
     )
 
@@ -153,7 +156,10 @@ def cube_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:
     }
     n_stars = len(_stars(stars).x_px)
     n_apertures = len(settings.radii_fwhm) + len(settings.radii_px)
-    job = CubeJob(cube.product, stars, config.photometry, settings.trim_px, len(items), attributes)
+    job = CubeJob(
+        cube.product, stars, config.photometry, settings.trim_px, settings.cosmic_rays, len(items),
+        attributes,
+    )  # fmt: skip
     return replace(recipe, job=job, shard_items=shard_times(n_stars, n_apertures))
 
 
@@ -196,7 +202,10 @@ def begin_cube(job: CubeJob, work: Path) -> None:
 def measure_frames(job: CubeJob, items: tuple[CalibratedFrame, ...]) -> list[Row]:
     """Rows of some frames."""
     stars = _stars(job.stars)
-    return [measure_frame(item, stars, job.photometry, trim_px=job.trim_px) for item in items]
+    return [
+        measure_frame(item, stars, job.photometry, trim_px=job.trim_px, cosmic_rays=job.cosmic_rays)
+        for item in items
+    ]
 
 
 def lost_frame(job: CubeJob, item: CalibratedFrame, reason: str) -> Row:

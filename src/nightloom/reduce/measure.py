@@ -35,6 +35,7 @@ from nightloom.image.gaussian import gaussian2d
 from nightloom.image.repair import repair
 from nightloom.image.stars import StarPixels, blended, peaks_and_clean_radius
 from nightloom.plan.recipes import PlannedFrame
+from nightloom.reduce.cosmic import mark_cosmic_rays
 from nightloom.reduce.detection import Exposure, Sight, expose, gain_of, look, place
 from nightloom.reduce.masters import calibration_of
 from nightloom.reduce.reference import CalibratedFrame
@@ -75,8 +76,9 @@ class Positions:
 
 
 def measure_frame(
-    item: CalibratedFrame, stars: StarList, settings: PhotometrySection, *, trim_px: int
-) -> Row:
+    item: CalibratedFrame, stars: StarList, settings: PhotometrySection, *, trim_px: int,
+    cosmic_rays: bool = False,
+) -> Row:  # fmt: skip
     """All that the cube holds of one frame.
 
     A frame that can't be measured gives a row of NaN with `not_measured` and its reason.
@@ -84,6 +86,8 @@ def measure_frame(
     try:
         calibration = calibration_of(item.paths, item.frame.exposure_s)
         exposure = expose(item.frame, calibration, item.instrument, trim_px=trim_px)
+        if cosmic_rays:
+            exposure = mark_cosmic_rays(exposure, fwhm_px=stars.fwhm_px)
         sight = look(exposure, fwhm_px=stars.fwhm_px, settings=settings)
         placed = _place(item.frame, sight, stars, settings)
     except FrameError as error:
