@@ -21,6 +21,7 @@ from nightloom.image.aperture import (
     aperture_sums,
     flux_errors,
     flux_errors_from_rms,
+    joined,
 )
 from nightloom.image.ballet import ballet
 from nightloom.image.calibrate import (
@@ -32,6 +33,7 @@ from nightloom.image.calibrate import (
 )
 from nightloom.image.centroid import Centroids, quadratic, windowed
 from nightloom.image.gaussian import gaussian2d
+from nightloom.image.optimal import REACH_FWHM, optimal_sums
 from nightloom.image.repair import repair
 from nightloom.image.stars import StarPixels, blended, peaks_and_clean_radius
 from nightloom.plan.recipes import PlannedFrame
@@ -103,7 +105,7 @@ def empty_row(
     frame: PlannedFrame, n_stars: int, settings: PhotometrySection, *, reason: str
 ) -> Row:
     """The row of a frame that was not measured."""
-    sizes = {"star": n_stars, "aperture": len(settings.radii_fwhm) + len(settings.radii_px)}
+    sizes = {"star": n_stars, "aperture": len(settings.aperture_kinds)}
     row: Row = {}
     for variable in ROW_VARIABLES:
         if len(variable.dims) > 1:
@@ -181,6 +183,10 @@ def _measure(
     x, y = positions.x_px, positions.y_px
     radii_px = np.concatenate([np.array(settings.radii_fwhm) * fwhm_px, settings.radii_px])
     sums = aperture_sums(exposure.pixels_e, exposure.mask, x, y, radii_px)
+    if settings.optimal:
+        weighted = optimal_sums(exposure.pixels_e, exposure.mask, x, y, shape=sight.psf)
+        sums = joined((sums, weighted))
+        radii_px = np.append(radii_px, REACH_FWHM * fwhm_px)
     flux = sums.flux_e - sums.area_px * annuli.level_e[:, None]
     marks = peaks_and_clean_radius(
         exposure.raw, mask_before, x, y, fwhm_px=fwhm_px,
