@@ -102,6 +102,7 @@ class PhotometrySection(Section):
     radii_fwhm: tuple[float, ...] = _default_radii()
     radii_px: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0, 8.0)
     optimal: bool = False  # one more aperture: profile-weighted (Naylor 1998)
+    background: Literal["annulus_median", "annulus_mode", "mesh"] = "annulus_median"
     annulus_fwhm: tuple[float, float] = (4.0, 7.0)
     max_stars: int = Field(200, ge=1)
     centroid: Literal["windowed", "quadratic", "gaussian2d", "ballet", "none"] = "windowed"

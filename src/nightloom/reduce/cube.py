@@ -46,6 +46,7 @@ class CubeSettings(BaseModel):
     radii_fwhm: tuple[float, ...]
     radii_px: tuple[float, ...]
     optimal: bool
+    background: str
     annulus_fwhm: tuple[float, float]
     centroid: str
     detection_sigma: float
@@ -74,6 +75,7 @@ def cube_settings(config: Config, instrument: Instrument) -> CubeSettings:
         radii_fwhm=photometry.radii_fwhm,
         radii_px=photometry.radii_px,
         optimal=photometry.optimal,
+        background=photometry.background,
         annulus_fwhm=photometry.annulus_fwhm,
         centroid=photometry.centroid,
         detection_sigma=photometry.detection_sigma,

@@ -15,7 +15,7 @@ from nightloom.config import PhotometrySection
 from nightloom.errors import FrameError
 from nightloom.image import align as alignment
 from nightloom.image.align import Alignment
-from nightloom.image.annulus import Annuli, annulus_background
+from nightloom.image.annulus import Annuli, annulus_background, annulus_mode
 from nightloom.image.aperture import (
     ApertureSums,
     aperture_sums,
@@ -32,6 +32,7 @@ from nightloom.image.calibrate import (
     MASK_SATURATED,
 )
 from nightloom.image.centroid import Centroids, quadratic, windowed
+from nightloom.image.detect import background_at
 from nightloom.image.gaussian import gaussian2d
 from nightloom.image.optimal import REACH_FWHM, optimal_sums
 from nightloom.image.repair import repair
@@ -175,10 +176,7 @@ def _measure(
     exposure = replace(exposure, mask=repair(exposure.pixels_e, exposure.mask))
     x, y = alignment.apply(placed.matrix, stars.x_px, stars.y_px)
     # About the aligned places, once: the sky beneath the centroids is then that of the fluxes.
-    annuli = annulus_background(
-        exposure.pixels_e, exposure.mask, x, y,
-        inner_px=settings.annulus_fwhm[0] * fwhm_px, outer_px=settings.annulus_fwhm[1] * fwhm_px,
-    )  # fmt: skip
+    annuli = _background(exposure, sight, x, y, settings, fwhm_px)
     positions = _centroids(exposure, x, y, annuli, settings, fwhm_px)
     x, y = positions.x_px, positions.y_px
     radii_px = np.concatenate([np.array(settings.radii_fwhm) * fwhm_px, settings.radii_px])
@@ -230,6 +228,22 @@ _METHODS: dict[str, Callable[..., Centroids]] = {
     "gaussian2d": gaussian2d,
     "ballet": ballet,
 }
+
+
+def _background(
+    exposure: Exposure, sight: Sight, x: NDArray[np.float64], y: NDArray[np.float64],
+    settings: PhotometrySection, fwhm_px: float,
+) -> Annuli:  # fmt: skip
+    """Sky beneath the stars: of a ring about each, or of the mesh over the whole frame."""
+    if settings.background == "mesh":
+        level, noise = background_at(sight.background, x, y)
+        # A box's level is about a median of its pixels; linear between boxes it is known better.
+        n_box = sight.background.box_px**2
+        error = noise * np.sqrt(0.5 * np.pi / n_box)
+        return Annuli(level, error, noise, np.full(len(x), n_box, dtype=np.int32))
+    ring = annulus_mode if settings.background == "annulus_mode" else annulus_background
+    inner, outer = (radius * fwhm_px for radius in settings.annulus_fwhm)
+    return ring(exposure.pixels_e, exposure.mask, x, y, inner_px=inner, outer_px=outer)
 
 
 def _centroids(
