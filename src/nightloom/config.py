@@ -17,6 +17,7 @@ from nightloom.errors import ConfigError
 from nightloom.schema.frames import ImageType
 
 CONFIG_NAME = "nightloom.toml"
+ApertureKind = Literal["fwhm", "px", "optimal"]
 
 
 class Section(BaseModel):
@@ -84,6 +85,7 @@ class CalibrationSection(Section):
     max_days_flat: int = Field(60, ge=0)
     max_temp_difference_c: float = Field(2.0, gt=0)
     trim_px: int = Field(0, ge=0)  # ignored border: left, right, bottom and top
+    cosmic_rays: bool = False  # needs astroscrappy; costs more than all the rest of a frame
 
 
 class ReferenceSection(Section):
@@ -99,12 +101,21 @@ def _default_radii() -> tuple[float, ...]:
 class PhotometrySection(Section):
     radii_fwhm: tuple[float, ...] = _default_radii()
     radii_px: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0, 8.0)
+    optimal: bool = False  # one more aperture: profile-weighted (Naylor 1998)
+    background: Literal["annulus_median", "annulus_mode", "mesh"] = "annulus_median"
     annulus_fwhm: tuple[float, float] = (4.0, 7.0)
     max_stars: int = Field(200, ge=1)
     centroid: Literal["windowed", "quadratic", "gaussian2d", "ballet", "none"] = "windowed"
     detection_sigma: float = Field(5.0, gt=0)
     max_elongation: float = Field(2.5, gt=1)
     min_matched: int = Field(5, ge=3)
+
+    @property
+    def aperture_kinds(self) -> tuple[ApertureKind, ...]:
+        """What each aperture is, in their order."""
+        kinds: list[ApertureKind] = ["fwhm" for _ in self.radii_fwhm]
+        kinds += ["px" for _ in self.radii_px]
+        return (*kinds, "optimal") if self.optimal else tuple(kinds)
 
     @field_validator("radii_fwhm", "radii_px")
     @classmethod

@@ -29,6 +29,7 @@ from nightloom.frames.scan import MapChunks, ScanResult, map_serially
 from nightloom.frames.scan import scan as scan_frames
 from nightloom.gather.exclude import names_in
 from nightloom.plan.recipes import Plan, make_plan
+from nightloom.reduce.cosmic import load_astroscrappy
 from nightloom.report.pages import page_recipes
 from nightloom.schema.frames import empty_frames
 from nightloom.schema.trace import TaskKind
@@ -70,6 +71,8 @@ class Run:
 
     def __init__(self, config: Config, engine: Engine, listen: Listener) -> None:
         names_in(config.gather.exclude)  # refused here, not after hours of reduction
+        if config.calibration.cosmic_rays:
+            load_astroscrappy()
         self.config = config
         self.root = config.products_path
         self.engine = engine

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from photutils.aperture import ApertureStats, CircularAnnulus
 
-from nightloom.image.annulus import annulus_background
+from nightloom.image.annulus import annulus_background, annulus_mode
 from nightloom.image.calibrate import MASK_BAD, MASK_NONLINEAR, MASK_SATURATED
 from nightloom.synth.camera import render
 
@@ -143,3 +143,48 @@ def test_no_stars_any_layout_and_refusals() -> None:
             annulus_background(pixels, mask, [20.0], [20.0], inner_px=inner, outer_px=outer)
     with pytest.raises(ValueError, match="clip_sigma"):
         annulus_background(pixels, mask, [2.0], [2.0], inner_px=3, outer_px=9, clip_sigma=0.0)
+
+
+def test_the_mode_is_unbiased_with_the_error_it_states() -> None:
+    rng = np.random.default_rng(7)
+    pixels = rng.normal(100, 12, (1000, 1000)).astype(np.float32)
+    places = np.arange(25.0, 980, 50)
+    x, y = (grid.ravel() for grid in np.meshgrid(places, places))
+    mask = np.zeros(pixels.shape, dtype=np.uint8)
+    mode = annulus_mode(pixels, mask, x, y, inner_px=10, outer_px=24)
+    pulls = (mode.level_e - 100) / mode.error_e
+    assert_allclose(np.std(pulls), 1.0, atol=0.1)
+    assert abs(np.mean(mode.level_e - 100)) / 12 < 0.01
+    median = annulus_background(pixels, mask, x, y, inner_px=10, outer_px=24)
+    assert_allclose(mode.error_e / median.error_e, 1.705, rtol=1e-3)
+    assert_allclose(mode.rms_e, median.rms_e)
+
+
+def test_faint_stars_in_the_ring_shift_the_mode_less_than_the_median() -> None:
+    """Trap 8, with many neighbours too faint to be clipped."""
+    rng = np.random.default_rng(8)
+    x, y = rng.uniform(0, 600, (2, 2500))
+    light = render(
+        600, 600, x_px=x, y_px=y, flux_e=10 ** rng.uniform(2, 3, x.size), fwhm_px=4.0, sky_e=400
+    )
+    pixels = rng.poisson(light).astype(np.float32)
+    mask = np.zeros(pixels.shape, dtype=np.uint8)
+    places = np.arange(40.0, 570.0, 35.0)
+    at = [grid.ravel() for grid in np.meshgrid(places, places)]
+    shifts = [
+        float(np.mean(ring(pixels, mask, *at, inner_px=12, outer_px=26).level_e - 400)) / 20
+        for ring in (annulus_mode, annulus_background)
+    ]
+    assert 0 < shifts[0] < 0.75 * shifts[1]
+
+
+def test_in_a_crowd_the_mode_is_the_median_and_too_few_pixels_are_nan() -> None:
+    pixels = np.full((60, 60), 10.0, dtype=np.float32)
+    pixels[:, ::3] = 13.0  # a third of all: mean 11, median 10, noise 1.4
+    mask = np.zeros(pixels.shape, dtype=np.uint8)
+    at = ([30.0, -200.0], [30.0, 30.0])
+    mode = annulus_mode(pixels, mask, *at, inner_px=8, outer_px=14)
+    median = annulus_background(pixels, mask, *at, inner_px=8, outer_px=14)
+    assert_array_equal(mode.level_e, median.level_e)
+    assert_array_equal(mode.error_e, median.error_e)
+    assert np.isnan(mode.level_e[1])

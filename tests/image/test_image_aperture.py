@@ -229,6 +229,38 @@ def test_pulls_of_simulated_fluxes_are_one_wide(gain_e_per_adu: float) -> None:
     assert_allclose(pulls.mean(axis=0), 0.0, atol=0.1)
 
 
+@pytest.mark.parametrize("gain_e_per_adu", [0.5, 1.6, 4.0])
+def test_pulls_with_dark_and_flat_hold_from_bright_to_faint(gain_e_per_adu: float) -> None:
+    """All terms at once: photons, sky and its estimate, reading, rounding, dark, flat."""
+    rng = np.random.default_rng(int(100 * gain_e_per_adu))
+    fwhm_px, sky_e, dark_e, read_noise_e, flat_err = 3.0, 60.0, 25.0, 7.0, 0.01
+    places = np.arange(20.0, 1060.0, 36.0)
+    x, y = (grid.ravel() + rng.uniform(-0.5, 0.5) for grid in np.meshgrid(places, places))
+    x, y = x[:800], y[:800]
+    flux_e = np.tile([150.0, 2e3, 2e4, 2e5], 200)
+    light = render(
+        1080, 1080, x_px=x, y_px=y, flux_e=flux_e, fwhm_px=fwhm_px, beta=300.0, sky_e=sky_e
+    )
+    star_flat_err = flat_err / np.sqrt(4 * np.pi * (fwhm_px / 2.3548) ** 2)
+    pulls = []
+    for _ in range(6):
+        electrons = rng.poisson(light + dark_e) + rng.normal(0, read_noise_e, light.shape)
+        counts = np.rint(electrons / gain_e_per_adu)
+        frame = (counts * gain_e_per_adu - dark_e) / (1 + rng.normal(0, flat_err, light.shape))
+        sums = aperture_sums(frame, clear(frame), x, y, [2.5, 5.0])
+        ring = annulus_background(frame, clear(frame), x, y, inner_px=9, outer_px=15)
+        errors = flux_errors(
+            sums, background_e=ring.level_e, background_err_e=ring.error_e,
+            read_noise_e=read_noise_e, gain_e_per_adu=gain_e_per_adu, dark_e=dark_e,
+            flat_err=star_flat_err,
+        )  # fmt: skip
+        exact = aperture_sums(light - sky_e, clear(frame), x, y, [2.5, 5.0]).flux_e
+        pulls.append((sums.flux_e - ring.level_e[:, None] * sums.area_px - exact) / errors)
+    by_flux = np.array(pulls).reshape(6 * 200, 4, 2)
+    assert_allclose(by_flux.std(axis=0), 1.0, atol=0.05)
+    assert_allclose(by_flux.mean(axis=0), 0.0, atol=0.1)
+
+
 def test_terms_of_the_error() -> None:
     # Two stars of 400 and -400 electrons on a level of 3 in ten whole pixels.
     area, nothing = np.full((2, 1), 10.0), np.zeros((2, 1))

@@ -18,6 +18,7 @@ from nightloom.image.calibrate import (
     calibrate,
     pair_gain,
     trim,
+    variance,
 )
 
 DTYPES = ("<u2", ">u2", "<i2", ">i2", "<i4", ">i4", "<f4", ">f4", ">f8", "u1")
@@ -184,3 +185,56 @@ def test_gain_of_two_flats_is_that_of_their_photons(gain: float) -> None:
 def test_gain_of_flats_without_light_is_unknown() -> None:
     dark = np.zeros((10, 10))
     assert np.isnan(pair_gain(dark, dark, read_noise_adu=1.0))
+
+
+def test_variance_is_the_sum_of_its_terms() -> None:
+    pixels = np.array([[900.0, -50.0, np.nan]], dtype=">f4")
+    pixels.flags.writeable = False
+    inverse_flat = np.array([[2.0, 2.0, 2.0]])
+    found = variance(
+        pixels, inverse_flat=inverse_flat, gain_e_per_adu=np.sqrt(12.0), read_noise_e=3.0,
+        dark_e=5.0, offset_err_e=np.array([[1.0, 2.0, 1.0]]), flat_err=0.01,
+    )  # fmt: skip
+    # Raw signals of 450 and -25 electrons; what is of the raw pixel is doubled by the flat.
+    expected = [4 * (450 + 5 + 9 + 1 + 1) + 9.0**2, 4 * (0 + 5 + 9 + 1 + 4) + 0.5**2, np.nan]
+    assert found.dtype == np.float32
+    assert_allclose(found[0], expected, rtol=1e-6)
+    plain = variance(pixels, inverse_flat=None, gain_e_per_adu=1.0, read_noise_e=0.0)
+    assert_allclose(plain[0], [900 + 1 / 12, 1 / 12, np.nan], rtol=1e-6)
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.6, 4.0])
+def test_variance_is_that_of_simulated_frames(gain: float) -> None:
+    """Light through a flat, dark current, bias and dark with noise, counts cut to integers."""
+    rng = np.random.default_rng(int(10 * gain))
+    shape, n = (40, 50), 400
+    light = np.linspace(0, 2000, shape[1]) * np.ones(shape)
+    flat = np.linspace(0.6, 1.3, shape[0])[:, None] * np.ones(shape)
+    offset_err, flat_err, dark_e, read_noise_e = 1.5, 0.01, 12.0, 5.0
+    values = np.empty((n, *shape))
+    for k in range(n):
+        electrons = rng.poisson(light * flat + dark_e) + rng.normal(0, read_noise_e, shape)
+        raw = np.rint(electrons / gain + 300).astype(np.uint16)
+        offset = 300 + (dark_e + rng.normal(0, offset_err, shape)) / gain
+        inverse_flat = 1 / (flat * (1 + rng.normal(0, flat_err, shape)))
+        values[k], _ = calibrate(
+            raw, **{**PLAIN, "offset": offset, "inverse_flat": inverse_flat,
+                    "gain_e_per_adu": gain},
+        )  # fmt: skip
+    stated = variance(
+        values.mean(axis=0), inverse_flat=1 / flat, gain_e_per_adu=gain, dark_e=dark_e,
+        read_noise_e=read_noise_e, offset_err_e=offset_err, flat_err=flat_err,
+    )  # fmt: skip
+    ratio = values.var(axis=0, ddof=1) / stated
+    for part in (ratio[:, :10], ratio[:, -10:], ratio[:8], ratio[-8:]):
+        assert part.mean() == pytest.approx(1.0, abs=0.02)
+    assert_allclose(values.mean(axis=(0, 1)), light[0], atol=3.0)
+
+
+def test_variance_refuses_other_shapes_and_gains() -> None:
+    pixels = np.ones((3, 4))
+    with pytest.raises(ValueError, match="inverse_flat"):
+        variance(pixels, inverse_flat=np.ones(4), gain_e_per_adu=1.0, read_noise_e=1.0)
+    for gain in (0.0, -1.0, np.nan):
+        with pytest.raises(ValueError, match="gain"):
+            variance(pixels, inverse_flat=None, gain_e_per_adu=gain, read_noise_e=1.0)

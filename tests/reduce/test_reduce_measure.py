@@ -79,3 +79,28 @@ def test_radii_follow_the_frame_or_stay(folder: Path) -> None:
         radius[:, ~follows], np.broadcast_to(cube["radius_px"].values[~follows], (10, 5))
     )
     assert follows.sum() == 30
+
+
+def test_the_weighted_aperture_is_one_more_and_can_be_chosen(tmp_path: Path) -> None:
+    x, y, flux = star_field(14, ny=NY, nx=NX, seed=8)
+    for k in range(8):
+        write_frame(
+            tmp_path / "frames" / f"f{k}.fits", x + 0.3 * k, y, flux, ny=NY, nx=NX, minute=k,
+            seed=k,
+        )  # fmt: skip
+    target = f'[[target]]\nname = "T"\nx = {x[2]}\ny = {y[2]}\n'
+    few = "[photometry]\nradii_fwhm = [0.2, 3.0]\nradii_px = [1.0]\noptimal = true\n"
+    config = write_config(tmp_path, more=target + few)
+    assert run(config, report=True).exit_code == 0
+    cube = archive_of(config).cube("Test").load()
+    assert list(cube["aperture_kind"].values) == ["fwhm", "fwhm", "px", "optimal"]
+    assert np.isnan(cube["radius_fwhm"].values[3])
+    assert np.isnan(cube["radius_px"].values[3])
+    np.testing.assert_allclose(cube["aperture_radius_px"][:, 3], 2 * cube["fwhm_px"], rtol=1e-6)
+    bright = cube["flux"].values[:, :5]
+    np.testing.assert_allclose(bright[:, :, 3], bright[:, :, 1], rtol=0.03)
+    error = cube["flux_err"].values[:, 5:]
+    assert (error[:, :, 3] < error[:, :, 1]).all()  # less sky than the wide circle
+    assert archive_of(config).lightcurve("T").attrs["aperture_kind"] == "optimal"
+    pages = list((tmp_path / "products" / "report").rglob("*.html"))
+    assert any("weighted by the profile" in page.read_text(encoding="utf-8") for page in pages)

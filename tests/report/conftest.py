@@ -120,6 +120,7 @@ def write_products(
     apertures = {
         "radius_fwhm": [*RADII_FWHM, *[np.nan] * len(RADII_PX)],
         "radius_px": [*[np.nan] * len(RADII_FWHM), *RADII_PX],
+        "aperture_kind": ["fwhm"] * len(RADII_FWHM) + ["px"] * len(RADII_PX),
         "star_id": np.arange(N_STARS),
     }
     place = {"field": "Fake-1", "filter": "R", "instrument": "fake",
@@ -199,7 +200,8 @@ def write_products(
         made_of("ensemble/Fake-1/R", "field/Fake-1/R", "plate/Fake-1"),
         place | {"target": "Fake & Sons 1", "star": TARGET, "aperture": CHOSEN,
                  "ra_deg": 31.0 if on_sky else None, "dec_deg": 46.7 if on_sky else None,
-                 "aperture_radius_fwhm": RADII_FWHM[CHOSEN], "aperture_radius_px": None,
+                 "aperture_kind": "fwhm", "aperture_radius_fwhm": RADII_FWHM[CHOSEN],
+                 "aperture_radius_px": None,
                  "flux_units": "adu", "scatter_p2p": 0.003}, sizes,
     )  # fmt: skip
     recipes = [

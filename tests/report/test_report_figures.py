@@ -69,7 +69,7 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     ),
     "aperture_choice": partial(
         figures.aperture_choice, np.array([2.0, 3.0, 5.0]), np.array([0.02, 0.01, 0.03]),
-        np.array([False, False, True]), chosen=1, label="1 FWHM", title="Apertures",
+        np.array(["fwhm", "optimal", "px"]), chosen=1, label="weighted", title="Apertures",
     ),
     "field_image": _image(
         images.field_image, name="Target", weight=np.array([0.0, 0.8, 0.2]), labels={1: "C1"}

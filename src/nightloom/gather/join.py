@@ -26,7 +26,7 @@ from nightloom.store.encodings import (
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-FIELD_VERSION = 2
+FIELD_VERSION = 3
 CHUNK_BYTES = 16 << 20
 SLAB_BYTES = 256 << 20
 MAX_CHUNK_STARS = 16
@@ -111,11 +111,15 @@ def _same_fixed(job: FieldJob) -> dict[str, NDArray[Any]]:
     for path in job.cubes[1:]:
         other = read_arrays(path, names)
         for name in names:
-            if not np.array_equal(first[name], other[name], equal_nan=True):
+            if not _same(first[name], other[name]):
                 raise ProductError(
                     where=job.product, why=f"{path} has another {name}", do="reduce it again"
                 )
     return first
+
+
+def _same(first: NDArray[Any], other: NDArray[Any]) -> bool:
+    return np.array_equal(first, other, equal_nan=first.dtype.kind == "f")
 
 
 def _joined(

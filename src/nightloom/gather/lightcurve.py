@@ -27,8 +27,9 @@ from nightloom.store.encodings import read_arrays, read_attributes, write_store
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-LIGHTCURVE_VERSION = 1
+LIGHTCURVE_VERSION = 2
 _FROM_FIELD = ("jd_utc", "exposure_s", "fwhm_px", "shift_x_px", "shift_y_px", "path", "night")
+_APERTURE = ("radius_fwhm", "radius_px", "aperture_kind")
 _FROM_ENSEMBLE = ("flux", "flux_err", "flags", "comparison", "raw_flux")
 
 
@@ -101,7 +102,7 @@ def make_lightcurve(job: LightcurveJob, work: Path, _: list[Any]) -> Made:
     aperture = int(ensemble["best_aperture"][star])
     if aperture < 0:
         return Made(outcome="empty", reason="no aperture has enough clean points")
-    columns = read_arrays(job.field, [*_FROM_FIELD, "frame_flags", "radius_fwhm", "radius_px"])
+    columns = read_arrays(job.field, [*_FROM_FIELD, "frame_flags", *_APERTURE])
     by_star = read_arrays(job.field, ["x", "y", "background"], stars=slice(star, star + 1))
     facts = read_attributes(job.field)
     ra, dec, caveats = _place(job)
@@ -122,6 +123,7 @@ def make_lightcurve(job: LightcurveJob, work: Path, _: list[Any]) -> Made:
         "ra_deg": ra,
         "dec_deg": dec,
         "aperture": aperture,
+        "aperture_kind": str(columns["aperture_kind"][aperture]),
         "aperture_radius_fwhm": _number(columns["radius_fwhm"][aperture]),
         "aperture_radius_px": _number(columns["radius_px"][aperture]),
         "scatter_p2p": _number(ensemble["scatter"][star, aperture]),
@@ -179,6 +181,7 @@ def _write_ecsv(path: Path, arrays: dict[str, NDArray[Any]], attributes: dict[st
             if variable.unit and variable.unit != "deg_C":
                 table[variable.name].unit = variable.unit
     kept = {"software", "product", "fingerprint", "target", "field", "filter", "ra_deg", "dec_deg",
-            "aperture_radius_fwhm", "aperture_radius_px", "time_scale"}  # fmt: skip
+            "aperture_kind", "aperture_radius_fwhm", "aperture_radius_px",
+            "time_scale"}  # fmt: skip
     table.meta.update({key: value for key, value in attributes.items() if key in kept})
     table.write(path, format="ascii.ecsv")

@@ -1,11 +1,11 @@
-"""Local background of stars: the clipped median of a ring of pixels, its error, the noise."""
+"""Local background of stars: clipped median or mode of a ring of pixels, its error, the noise."""
 
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,10 @@ _UNCLEAN = UNUSABLE | MASK_SATURATED
 _MAX_CLIPS = 10
 _BLOCK_STARS = 64  # their rings fit the second-level cache
 _HALF_DIAGONAL = math.sqrt(0.5)
+_CROWDED = 0.3  # of the noise: where mean and median lie farther apart, the mode is no better
+# Variances of 2.5 median - 1.5 mean and of the median over that of the mean, of a Gaussian, whose
+# mean and median have the covariance of the mean.
+_MODE_OVER_MEDIAN = math.sqrt((6.25 * math.pi / 2 + 2.25 - 7.5) / (math.pi / 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,50 @@ def annulus_background(
     frame are left out; the clipping repeats until nothing more goes, at most ten times.
     Raises ValueError: shapes differ, radii do not rise from zero, clip_sigma not above zero.
     """
+    annuli, _ = _annuli(pixels_e, mask, x_px, y_px, (inner_px, outer_px), clip_sigma, min_pixels)
+    return annuli
+
+
+def annulus_mode(
+    pixels_e: NDArray[Any],
+    mask: NDArray[Any],
+    x_px: ArrayLike,
+    y_px: ArrayLike,
+    *,
+    inner_px: float,
+    outer_px: float,
+    clip_sigma: float = 3.0,
+    min_pixels: int = 20,
+) -> Annuli:
+    """As annulus_background, with the mode in place of the median: 2.5 median - 1.5 mean.
+
+    Faint stars in the ring that no clipping finds shift it less, for 1.7 times the error; where
+    mean and median of what is left differ by 0.3 of the noise it is the median.
+    Raises ValueError: as annulus_background. Source: Bertin & Arnouts 1996, A&AS 117, 393.
+    """
+    annuli, mean_e = _annuli(
+        pixels_e, mask, x_px, y_px, (inner_px, outer_px), clip_sigma, min_pixels
+    )
+    skew_e = mean_e - annuli.level_e
+    crowded = np.abs(skew_e) > _CROWDED * annuli.rms_e
+    return replace(
+        annuli,
+        level_e=np.where(crowded, annuli.level_e, annuli.level_e - 1.5 * skew_e),
+        error_e=np.where(crowded, 1.0, _MODE_OVER_MEDIAN) * annuli.error_e,
+    )
+
+
+def _annuli(
+    pixels_e: NDArray[Any],
+    mask: NDArray[Any],
+    x_px: ArrayLike,
+    y_px: ArrayLike,
+    radii_px: tuple[float, float],
+    clip_sigma: float,
+    min_pixels: int,
+) -> tuple[Annuli, Floats]:
+    """The medians, and the means of the same pixels."""
+    inner_px, outer_px = radii_px
     pixels, flags = frame_arrays(pixels_e, mask)
     x, y = star_vectors(x_px, y_px)
     if not 0 <= inner_px < outer_px < math.inf:
@@ -59,7 +107,7 @@ def annulus_background(
     clip_sigma = positive("clip_sigma", clip_sigma)
     least = max(1, int(min_pixels))
     n_used = np.zeros(len(x), dtype=np.int32)
-    levels = np.full((len(x), 3), np.nan)
+    levels = np.full((len(x), 4), np.nan)
     # Centres in the ring have their whole pixels in a ring wider by half a diagonal.
     hole = max(inner - _HALF_DIAGONAL, 0.0)
     room = int(math.pi * ((outer + _HALF_DIAGONAL) ** 2 - hole**2)) + 2
@@ -69,9 +117,10 @@ def annulus_background(
         counts = _fill_rings(pixels, flags, x[block], y[block], inner, outer, ring)
         ring[: len(counts), : max(1, int(counts.max()))].sort(axis=1)
         _clip_rings(ring, counts, clip_sigma, least, levels[block], n_used[block])
-    level, error, rms = np.ascontiguousarray(levels.T)
+    level, error, rms, mean = np.ascontiguousarray(levels.T)
     scale = _clipped_deviation(clip_sigma)
-    return Annuli(level_e=level, error_e=error / scale, rms_e=rms / scale, n_used=n_used)
+    annuli = Annuli(level_e=level, error_e=error / scale, rms_e=rms / scale, n_used=n_used)
+    return annuli, mean
 
 
 def _clipped_deviation(clip_sigma: float) -> float:
@@ -181,6 +230,7 @@ def _clip_rings(
             levels[star, 0] = _median_of_steps(row, low, high)
             levels[star, 1] = deviation * math.sqrt(0.5 * math.pi / n)
             levels[star, 2] = deviation
+            levels[star, 3] = origin + first / n
 
 
 @njit(nogil=True, cache=True)

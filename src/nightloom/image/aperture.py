@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -54,6 +55,12 @@ class ApertureSums:
     outside_px: Floats
     noise_flux_e: Floats
     noise_area_px: Floats
+
+
+def joined(parts: Sequence[ApertureSums]) -> ApertureSums:
+    """The apertures of all parts beside each other, for the same stars."""
+    names = [field.name for field in fields(ApertureSums)]
+    return ApertureSums(*(np.hstack([getattr(part, name) for part in parts]) for name in names))
 
 
 def frame_arrays(pixels_e: NDArray[Any], mask: NDArray[Any]) -> tuple[Pixels, Mask]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 MASK_BAD = 1  # hot, dead or low-flat: never trust the value
 MASK_SATURATED = 2
@@ -130,6 +130,48 @@ def _mark(
         if not abs(row[x]) < np.inf:
             row[x] = np.nan
             flags[x] |= MASK_NAN
+
+
+def variance(
+    pixels_e: NDArray[Any],
+    *,
+    inverse_flat: NDArray[Any] | None,
+    gain_e_per_adu: float,
+    read_noise_e: float,
+    dark_e: ArrayLike = 0.0,
+    offset_err_e: ArrayLike = 0.0,
+    flat_err: ArrayLike = 0.0,
+) -> Pixels:
+    """Variance [y, x] in e-² of calibrated pixels: what calibrate gave, so that none is kept.
+
+    inverse_flat: as for calibrate; dark_e: electrons subtracted as dark; offset_err_e: error of
+    bias and dark; flat_err: of the flat, relative; each a number or [y, x]. Photons of the raw
+    signal and reading are of the raw pixel, so the flat scales them. Negative signals add no
+    photon noise; NaN stays NaN.
+    Raises ValueError: shapes differ, gain not above zero. Source: Merline & Howell 1995.
+    """
+    if not 0 < gain_e_per_adu < np.inf:
+        raise ValueError(f"gain_e_per_adu must be finite and above zero, not {gain_e_per_adu}")
+    pixels = np.asarray(pixels_e, dtype=np.float64)
+    dark, offset_err, relative, response = (
+        _plane_of(name, plane, pixels.shape)
+        for name, plane in (
+            ("dark_e", dark_e), ("offset_err_e", offset_err_e), ("flat_err", flat_err),
+            ("inverse_flat", 1.0 if inverse_flat is None else inverse_flat),
+        )
+    )  # fmt: skip
+    constant_e2 = read_noise_e**2 + gain_e_per_adu**2 / 12  # counts are cut to whole numbers
+    total = response * np.maximum(pixels, 0.0)
+    total += response**2 * (dark + offset_err**2 + constant_e2) + (pixels * relative) ** 2
+    return as_pixels(total)
+
+
+def _plane_of(name: str, plane: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """A number, or a plane of the frame's shape, as float64."""
+    array = np.asarray(plane, dtype=np.float64)
+    if array.shape not in ((), shape):
+        raise ValueError(f"{name} is {array.shape}, pixels are {shape}")
+    return array
 
 
 def trim(array: NDArray[Any], trim_px: int) -> NDArray[Any]:

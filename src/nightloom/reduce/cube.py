@@ -32,7 +32,7 @@ from nightloom.store.encodings import (
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-CUBE_VERSION = 5
+CUBE_VERSION = 6
 CLOUDY = 10 ** (-0.4 * 0.5)  # of the night's best transparency: 0.5 mag
 BEST_PERCENTILE = 90
 PIXELS_A_SECOND = 60e6  # measured on one core; only cuts partitions to about a second of work
@@ -45,12 +45,15 @@ class CubeSettings(BaseModel):
 
     radii_fwhm: tuple[float, ...]
     radii_px: tuple[float, ...]
+    optimal: bool
+    background: str
     annulus_fwhm: tuple[float, float]
     centroid: str
     detection_sigma: float
     max_elongation: float
     min_matched: int
     trim_px: int
+    cosmic_rays: bool
     nonlinear_adu: float | None
 
 
@@ -60,6 +63,7 @@ class CubeJob:
     stars: Path
     photometry: PhotometrySection
     trim_px: int
+    cosmic_rays: bool
     n_frames: int
     attributes: dict[str, Any]
 
@@ -70,12 +74,15 @@ def cube_settings(config: Config, instrument: Instrument) -> CubeSettings:
     return CubeSettings(
         radii_fwhm=photometry.radii_fwhm,
         radii_px=photometry.radii_px,
+        optimal=photometry.optimal,
+        background=photometry.background,
         annulus_fwhm=photometry.annulus_fwhm,
         centroid=photometry.centroid,
         detection_sigma=photometry.detection_sigma,
         max_elongation=photometry.max_elongation,
         min_matched=photometry.min_matched,
         trim_px=config.calibration.trim_px,
+        cosmic_rays=config.calibration.cosmic_rays,
         nonlinear_adu=instrument.nonlinear_adu,
     )
 
@@ -152,8 +159,11 @@ def cube_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:
         "shape": [cube.frames[0].ny, cube.frames[0].nx],
     }
     n_stars = len(_stars(stars).x_px)
-    n_apertures = len(settings.radii_fwhm) + len(settings.radii_px)
-    job = CubeJob(cube.product, stars, config.photometry, settings.trim_px, len(items), attributes)
+    n_apertures = len(config.photometry.aperture_kinds)
+    job = CubeJob(
+        cube.product, stars, config.photometry, settings.trim_px, settings.cosmic_rays, len(items),
+        attributes,
+    )  # fmt: skip
     return replace(recipe, job=job, shard_items=shard_times(n_stars, n_apertures))
 
 
@@ -174,7 +184,8 @@ def begin_cube(job: CubeJob, work: Path) -> None:
     """Lay out the cube: a row for every planned frame."""
     n_stars = len(_stars(job.stars).x_px)
     photometry = job.photometry
-    n_apertures = len(photometry.radii_fwhm) + len(photometry.radii_px)
+    kinds = photometry.aperture_kinds
+    n_apertures = len(kinds)
     sizes = {"time": job.n_frames, "star": n_stars, "aperture": n_apertures}
     extra = {"flags": cf_attributes("star"), "frame_flags": cf_attributes("frame")}
     store = work / "cube.zarr"
@@ -182,13 +193,16 @@ def begin_cube(job: CubeJob, work: Path) -> None:
         store, CUBE, sizes, attributes=job.attributes, extra=extra,
         time_shard=shard_times(n_stars, n_apertures),
     )  # fmt: skip
-    fwhm, fixed = len(photometry.radii_fwhm), len(photometry.radii_px)
+    radii = np.full((2, n_apertures), np.nan)
+    radii[0, np.array(kinds) == "fwhm"] = photometry.radii_fwhm
+    radii[1, np.array(kinds) == "px"] = photometry.radii_px
     write_whole(
         store,
         {
             "star_id": np.arange(n_stars, dtype=np.int32),
-            "radius_fwhm": np.array([*photometry.radii_fwhm, *[np.nan] * fixed]),
-            "radius_px": np.array([*[np.nan] * fwhm, *photometry.radii_px]),
+            "radius_fwhm": radii[0],
+            "radius_px": radii[1],
+            "aperture_kind": np.array(kinds, dtype=object),
         },
     )
 
@@ -196,7 +210,10 @@ def begin_cube(job: CubeJob, work: Path) -> None:
 def measure_frames(job: CubeJob, items: tuple[CalibratedFrame, ...]) -> list[Row]:
     """Rows of some frames."""
     stars = _stars(job.stars)
-    return [measure_frame(item, stars, job.photometry, trim_px=job.trim_px) for item in items]
+    return [
+        measure_frame(item, stars, job.photometry, trim_px=job.trim_px, cosmic_rays=job.cosmic_rays)
+        for item in items
+    ]
 
 
 def lost_frame(job: CubeJob, item: CalibratedFrame, reason: str) -> Row:

@@ -15,12 +15,13 @@ from nightloom.config import PhotometrySection
 from nightloom.errors import FrameError
 from nightloom.image import align as alignment
 from nightloom.image.align import Alignment
-from nightloom.image.annulus import Annuli, annulus_background
+from nightloom.image.annulus import Annuli, annulus_background, annulus_mode
 from nightloom.image.aperture import (
     ApertureSums,
     aperture_sums,
     flux_errors,
     flux_errors_from_rms,
+    joined,
 )
 from nightloom.image.ballet import ballet
 from nightloom.image.calibrate import (
@@ -31,10 +32,13 @@ from nightloom.image.calibrate import (
     MASK_SATURATED,
 )
 from nightloom.image.centroid import Centroids, quadratic, windowed
+from nightloom.image.detect import background_at
 from nightloom.image.gaussian import gaussian2d
+from nightloom.image.optimal import REACH_FWHM, optimal_sums
 from nightloom.image.repair import repair
 from nightloom.image.stars import StarPixels, blended, peaks_and_clean_radius
 from nightloom.plan.recipes import PlannedFrame
+from nightloom.reduce.cosmic import mark_cosmic_rays
 from nightloom.reduce.detection import Exposure, Sight, expose, gain_of, look, place
 from nightloom.reduce.masters import calibration_of
 from nightloom.reduce.reference import CalibratedFrame
@@ -75,8 +79,9 @@ class Positions:
 
 
 def measure_frame(
-    item: CalibratedFrame, stars: StarList, settings: PhotometrySection, *, trim_px: int
-) -> Row:
+    item: CalibratedFrame, stars: StarList, settings: PhotometrySection, *, trim_px: int,
+    cosmic_rays: bool = False,
+) -> Row:  # fmt: skip
     """All that the cube holds of one frame.
 
     A frame that can't be measured gives a row of NaN with `not_measured` and its reason.
@@ -84,6 +89,8 @@ def measure_frame(
     try:
         calibration = calibration_of(item.paths, item.frame.exposure_s)
         exposure = expose(item.frame, calibration, item.instrument, trim_px=trim_px)
+        if cosmic_rays:
+            exposure = mark_cosmic_rays(exposure, fwhm_px=stars.fwhm_px)
         sight = look(exposure, fwhm_px=stars.fwhm_px, settings=settings)
         placed = _place(item.frame, sight, stars, settings)
     except FrameError as error:
@@ -99,7 +106,7 @@ def empty_row(
     frame: PlannedFrame, n_stars: int, settings: PhotometrySection, *, reason: str
 ) -> Row:
     """The row of a frame that was not measured."""
-    sizes = {"star": n_stars, "aperture": len(settings.radii_fwhm) + len(settings.radii_px)}
+    sizes = {"star": n_stars, "aperture": len(settings.aperture_kinds)}
     row: Row = {}
     for variable in ROW_VARIABLES:
         if len(variable.dims) > 1:
@@ -169,14 +176,15 @@ def _measure(
     exposure = replace(exposure, mask=repair(exposure.pixels_e, exposure.mask))
     x, y = alignment.apply(placed.matrix, stars.x_px, stars.y_px)
     # About the aligned places, once: the sky beneath the centroids is then that of the fluxes.
-    annuli = annulus_background(
-        exposure.pixels_e, exposure.mask, x, y,
-        inner_px=settings.annulus_fwhm[0] * fwhm_px, outer_px=settings.annulus_fwhm[1] * fwhm_px,
-    )  # fmt: skip
+    annuli = _background(exposure, sight, x, y, settings, fwhm_px)
     positions = _centroids(exposure, x, y, annuli, settings, fwhm_px)
     x, y = positions.x_px, positions.y_px
     radii_px = np.concatenate([np.array(settings.radii_fwhm) * fwhm_px, settings.radii_px])
     sums = aperture_sums(exposure.pixels_e, exposure.mask, x, y, radii_px)
+    if settings.optimal:
+        weighted = optimal_sums(exposure.pixels_e, exposure.mask, x, y, shape=sight.psf)
+        sums = joined((sums, weighted))
+        radii_px = np.append(radii_px, REACH_FWHM * fwhm_px)
     flux = sums.flux_e - sums.area_px * annuli.level_e[:, None]
     marks = peaks_and_clean_radius(
         exposure.raw, mask_before, x, y, fwhm_px=fwhm_px,
@@ -220,6 +228,22 @@ _METHODS: dict[str, Callable[..., Centroids]] = {
     "gaussian2d": gaussian2d,
     "ballet": ballet,
 }
+
+
+def _background(
+    exposure: Exposure, sight: Sight, x: NDArray[np.float64], y: NDArray[np.float64],
+    settings: PhotometrySection, fwhm_px: float,
+) -> Annuli:  # fmt: skip
+    """Sky beneath the stars: of a ring about each, or of the mesh over the whole frame."""
+    if settings.background == "mesh":
+        level, noise = background_at(sight.background, x, y)
+        # A box's level is about a median of its pixels; linear between boxes it is known better.
+        n_box = sight.background.box_px**2
+        error = noise * np.sqrt(0.5 * np.pi / n_box)
+        return Annuli(level, error, noise, np.full(len(x), n_box, dtype=np.int32))
+    ring = annulus_mode if settings.background == "annulus_mode" else annulus_background
+    inner, outer = (radius * fwhm_px for radius in settings.annulus_fwhm)
+    return ring(exposure.pixels_e, exposure.mask, x, y, inner_px=inner, outer_px=outer)
 
 
 def _centroids(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from nightloom.errors import ProductError
 from nightloom.gather.differential import ensemble_product
 from nightloom.gather.join import field_product
+from nightloom.image.optimal import REACH_FWHM
 from nightloom.reduce.stars import plate_of
 from nightloom.report.images import Reference
 from nightloom.report.series import Bools, Floats, point_to_point
@@ -67,7 +68,7 @@ class Contents:
     weight: Floats  # [star]: of every star as comparison
     comparisons: Comparisons
     radius_px: Floats  # [aperture]: at the median FWHM of the frames
-    fixed: Bools  # [aperture]: radius is fixed in pixels
+    kind: NDArray[np.str_]  # [aperture]: fwhm, px or optimal
     scatter: Floats  # [aperture]: of the target
     annulus_px: tuple[float, float]
     reference: Reference | None
@@ -134,7 +135,7 @@ def read_contents(paths: PagePaths, *, night: str) -> Contents:
         )
     star = int(facts["star"])
     columns, some = read_columns(paths, night=night)
-    apertures = read_arrays(paths.field, ["radius_fwhm", "radius_px"])
+    apertures = read_arrays(paths.field, ["radius_fwhm", "radius_px", "aperture_kind"])
     weight = read_arrays(paths.lightcurve, ["weight"])["weight"]
     scatter = read_arrays(paths.ensemble, ["scatter"])["scatter"]
     reference, row = _reference(paths, n_stars=len(weight), star=star)
@@ -142,15 +143,16 @@ def read_contents(paths: PagePaths, *, night: str) -> Contents:
     fwhm_px = _middle(columns["fwhm_px"])
     if reference is not None and not np.isfinite(fwhm_px):
         fwhm_px = reference.fwhm_px
-    fixed = np.isfinite(apertures["radius_px"])
+    kind = apertures["aperture_kind"].astype(str)
+    in_fwhm = np.where(kind == "optimal", REACH_FWHM, apertures["radius_fwhm"])
     return Contents(
         facts=facts,
         columns=columns,
         clean=(columns["flags"] == 0) & np.isfinite(columns["flux"]),
         weight=weight,
         comparisons=_comparisons(paths.ensemble, weight, some),
-        radius_px=np.where(fixed, apertures["radius_px"], apertures["radius_fwhm"] * fwhm_px),
-        fixed=fixed,
+        radius_px=np.where(kind == "px", apertures["radius_px"], in_fwhm * fwhm_px),
+        kind=kind,
         scatter=scatter[star],
         annulus_px=_annulus(paths, fwhm_px),
         reference=reference,

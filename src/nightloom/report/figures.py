@@ -246,18 +246,21 @@ def systematics(
 
 @styled
 def aperture_choice(
-    radius_px: Floats, scatter: Floats, fixed: Bools, *, chosen: int, label: str, title: str
-) -> Figure:
+    radius_px: Floats, scatter: Floats, kind: NDArray[np.str_], *, chosen: int, label: str,
+    title: str,
+) -> Figure:  # fmt: skip
     """Neighbour-to-neighbour scatter of the target against aperture, the chosen one marked.
 
-    radius_px, scatter, fixed [aperture]; fixed: in pixels, the others follow the FWHM.
+    radius_px, scatter, kind [aperture]; kind: fwhm, px or optimal.
     """
     figure, (panel,) = _panels([2.9], title=title)
     percent = 100 * scatter
-    for some, marker, colour, name in (
-        (~fixed, "o-", BLUE, "radius follows the FWHM"),
-        (fixed, "s--", ORANGE, "radius fixed in pixels"),
+    for which, marker, colour, name in (
+        ("fwhm", "o-", BLUE, "radius follows the FWHM"),
+        ("px", "s--", ORANGE, "radius fixed in pixels"),
+        ("optimal", "D", GREEN, "weighted by the profile"),
     ):
+        some = kind == which
         if np.isfinite(percent[some]).any():
             panel.plot(
                 radius_px[some], percent[some], marker, ms=4, lw=1, color=colour, mew=0, label=name

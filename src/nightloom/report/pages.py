@@ -277,7 +277,7 @@ def _choices(contents: Contents, axis: TimeAxis, labels: dict[int, str]) -> list
     pictures.append(wide_picture(figure, "Raw flux of the target and the comparison's factor"))
     if np.isfinite(contents.scatter * contents.radius_px).any():
         figure = figures.aperture_choice(
-            contents.radius_px, contents.scatter, contents.fixed,
+            contents.radius_px, contents.scatter, contents.kind,
             chosen=int(contents.facts["aperture"]), label=tables.aperture_text(contents),
             title="Scatter of the target against aperture, over all nights",
         )  # fmt: skip

@@ -38,6 +38,8 @@ def aperture_text(contents: Contents) -> str:
     if fixed is not None:
         return f"{fixed:g} px"
     radius = contents.radius_px[contents.facts["aperture"]]
+    if contents.facts["aperture_kind"] == "optimal":
+        return f"weighted by the profile to {number(radius, '.2f')} px"
     return f"{contents.facts['aperture_radius_fwhm']:g} FWHM = {number(radius, '.2f')} px"
 
 

@@ -63,8 +63,9 @@ CUBE: tuple[Variable, ...] = (
     Variable("path", _T, "str", "", "path of the raw file, relative to its root"),
     Variable("aperture_radius_px", (TIME, APERTURE), "float32", "pixel", "radius used"),
     Variable("star_id", (STAR,), "int32", "", "index of the star in the field's list"),
-    Variable("radius_fwhm", (APERTURE,), "float64", "FWHM", "radius in FWHM, NaN where fixed"),
-    Variable("radius_px", (APERTURE,), "float64", "pixel", "fixed radius, NaN where in FWHM"),
+    Variable("radius_fwhm", (APERTURE,), "float64", "FWHM", "radius in FWHM, else NaN"),
+    Variable("radius_px", (APERTURE,), "float64", "pixel", "fixed radius, else NaN"),
+    Variable("aperture_kind", (APERTURE,), "str", "", "fwhm or px: a circle; optimal: weighted"),
 )
 CUBE_BY_NAME: dict[str, Variable] = {variable.name: variable for variable in CUBE}
 ROW_VARIABLES: tuple[Variable, ...] = tuple(v for v in CUBE if v.dims[0] == TIME)
