@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from nightloom.store.encodings import create_store, seal, write_rows
 
 VARIABLES = (Variable("value", ("time",), "float64", "", "a square"),)
 SHARD = 8
+LEAK_BYTES = 100_000_000
+_LEAKED: list[bytes] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,15 @@ def step(job: Job, items: tuple[Any, ...]) -> list[float]:
         os.kill(os.getpid(), signal.SIGKILL)
     if job.fail == "step" and 5 in items:
         raise ProductError(where="toy", why="five is not liked")
+    if job.fail.startswith(("twice", "always")) and 5 in items:
+        word, folder = job.fail.split(" ", 1)
+        tries = Path(folder) / f"tries-{word}"
+        with tries.open("ab") as file:
+            file.write(b"x")
+        if word == "always" or tries.stat().st_size <= 2:
+            raise OSError(errno.EIO, "the disk does not answer", folder)
+    if job.fail == "leak":
+        _LEAKED.append(b"x" * LEAK_BYTES)
     if job.fail == "bug" and 5 in items:
         raise KeyError("five")
     return [float(item) ** 2 for item in items]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -82,8 +83,10 @@ class Run:
         self.listeners = [listen]
         self._started: dict[str, str] = {}
         self._trace = TraceWriter(self.root, self.id)
-        self.root.mkdir(parents=True, exist_ok=True)
-        self.log_path.parent.mkdir(exist_ok=True)
+        try:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(self.root, error) from error
         self.log(f"nightloom {__version__} on {socket.gethostname()}, products in {self.root}")
         n_swept = sweep(self.root)
         if n_swept:
@@ -92,14 +95,18 @@ class Run:
     def log(self, text: str) -> None:
         """Append a line to the run's log."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with self.log_path.open("a", encoding="utf-8") as file:
-            file.write(f"{now} {text}\n")
+        try:
+            with self.log_path.open("a", encoding="utf-8") as file:
+                file.write(f"{now} {text}\n")
+        except OSError as error:
+            raise _cannot_write(self.log_path, error) from error
 
     def make(self, recipes: Iterable[Recipe]) -> None:
         """Make what is not there yet of one stage's products."""
-        for event in self.engine.make(self.root, self._due(recipes)):
-            self._record(event)
-            self._tell(event)
+        with closing(self.engine.make(self.root, self._due(recipes))) as events:
+            for event in events:
+                self._record(event)
+                self._tell(event)
 
     def _due(self, recipes: Iterable[Recipe]) -> Iterator[Recipe]:
         for recipe in recipes:
@@ -205,6 +212,11 @@ class Run:
             **more,
         )
         write_attempt(self.root, event.product, attempt)
+
+
+def _cannot_write(path: Path, error: OSError) -> RunError:
+    why = f"can't be written: {error.strerror or error}"
+    return RunError(where=str(path), why=why, do="free space or rights, then run again")
 
 
 def read_frames(root: Path) -> pd.DataFrame:

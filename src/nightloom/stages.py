@@ -10,7 +10,7 @@ from pathlib import Path
 from nightloom.config import Config, Target
 from nightloom.engine.recipe import Recipe
 from nightloom.engine.task import TaskResult
-from nightloom.errors import RunError
+from nightloom.errors import ProductError
 from nightloom.gather.differential import ensemble_recipe
 from nightloom.gather.join import field_recipe
 from nightloom.gather.lightcurve import lightcurve_product, lightcurve_recipe
@@ -78,7 +78,7 @@ def chosen_reference(
     candidates: list[Candidate] = []
     for result in map_items(measure, list(few)):
         if result.failure is not None:
-            raise RunError(where=product, why=result.failure[1])
+            raise ProductError(where=product, why=result.failure[1])
         candidates.append(result.value)
     frames = choose_frames(candidates, settings=settings, product=product)
     return reference_recipe(product, frames, config)

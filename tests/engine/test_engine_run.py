@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from nightloom.engine.cluster import SERIAL, Engine
-from nightloom.engine.recipe import Failed, Finished, ItemsDone
+from nightloom.engine.recipe import Failed, Finished, ItemsDone, TaskDone
+from nightloom.engine.run import RETRIES
 from nightloom.engine.task import partitions
 from nightloom.errors import ConfigError
 from nightloom.store.encodings import read_arrays
@@ -133,3 +134,51 @@ def test_cluster_file_with_misspelt_key(tmp_path: Path) -> None:
     file.write_text('kind = "local"\nworkrs = 2\n')
     with pytest.raises(ConfigError, match="workrs"):
         Engine(str(file))
+
+
+def test_a_step_that_fails_at_first_is_tried_again(tmp_path: Path) -> None:
+    """Retries are obeyed: storage that fails twice for one part costs nothing but time."""
+    with Engine() as engine:
+        ends = make(engine, tmp_path, recipe("r", fail=f"twice {tmp_path}"))
+        events = list(engine.make(tmp_path, [recipe("s", fail=f"always {tmp_path}")]))
+    assert isinstance(ends["cube/r"], Finished)
+    values = read_arrays(require(tmp_path, "cube/r"), ["value"])["value"]
+    np.testing.assert_array_equal(values, np.arange(20.0) ** 2)
+    (end,) = [e for e in events if isinstance(e, Failed)]
+    assert end.kind == "transient"
+    retried = [e for e in events if isinstance(e, TaskDone) and e.record.outcome == "retried"]
+    assert len(retried) == RETRIES + 1
+    assert not list(tmp_path.rglob(".work-*"))
+
+
+def test_a_worker_that_leaks_is_started_anew_and_holds_nothing_up(tmp_path: Path) -> None:
+    """Trap 41: on memory that no task holds a worker would pause for ever."""
+    file = tmp_path / "local.toml"
+    file.write_text('kind = "local"\nworkers = 1\nmemory_gb = 0.8\n')
+    with Engine(str(file)) as engine:
+        events = list(engine.make(tmp_path, [recipe("l", fail="leak", chunk=1)]))
+    assert any(isinstance(e, Finished) for e in events)
+    steps = [e.record for e in events if isinstance(e, TaskDone) and e.record.kind == "step"]
+    assert len({record.worker for record in steps}) > 1
+    values = read_arrays(require(tmp_path, "cube/l"), ["value"])["value"]
+    np.testing.assert_array_equal(values, np.arange(20.0) ** 2)
+
+
+def test_every_task_leaves_a_record(tmp_path: Path) -> None:
+    """Serial and on workers: the same tasks by kind, each with what it cost."""
+    with Engine() as engine:
+        far = list(engine.make(tmp_path / "far", [recipe("t")]))
+    with Engine(SERIAL) as engine:
+        near = list(engine.make(tmp_path / "near", [recipe("t")]))
+    for events in (far, near):
+        records = [e.record for e in events if isinstance(e, TaskDone)]
+        assert sum(r.n_frames for r in records if r.kind == "step") == 20
+        assert [r.kind for r in records].count("begin") == 1
+        assert [r.kind for r in records].count("pack") == 3
+        assert records[-1].kind == "finish"
+        assert {r.outcome for r in records} == {"done"}
+        for record in records:
+            assert record.queued_s <= record.started_s + 0.01
+            assert record.seconds >= 0
+            assert record.peak_bytes > 10e6
+        assert any(r.bytes_read > 0 for r in records)

@@ -27,10 +27,11 @@ RESPONSE = 1 + 0.2 * np.sin(np.arange(NX) / 15.0)[None, :] * np.cos(np.arange(NY
 def frame_of(path: Path, exposure_s: float, *, ny: int = NY, nx: int = NX) -> PlannedFrame:
     nan = float("nan")
     return PlannedFrame(
-        file=path, path=path.name, hdu=0, size_bytes=1, digest=path.name, instrument="cam",
-        filter="R", ny=ny, nx=nx, jd_utc=2460000.0, exposure_s=exposure_s, gain_e_per_adu=nan,
-        read_noise_e=nan, saturation_adu=60000.0, ra_deg=nan, dec_deg=nan, pixel_scale_arcsec=nan,
-        site_lat_deg=nan, site_lon_deg=nan, site_height_m=nan, time_suspect=False,
+        file=path, path=path.name, hdu=0, size_bytes=path.stat().st_size, digest=path.name,
+        instrument="cam", filter="R", ny=ny, nx=nx, jd_utc=2460000.0, exposure_s=exposure_s,
+        gain_e_per_adu=nan, read_noise_e=nan, saturation_adu=60000.0, ra_deg=nan, dec_deg=nan,
+        pixel_scale_arcsec=nan, site_lat_deg=nan, site_lon_deg=nan, site_height_m=nan,
+        time_suspect=False,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import time
 import traceback
@@ -266,21 +267,24 @@ def _run(
     def announce(link: str) -> None:
         watch.say(f"dashboard: {link}")
 
-    with (
-        Engine(cluster, announce=announce, profile=profile) as engine,
-        pipeline.Run(config, engine, watch) as made,
-        watch.drawing(),
-        monitoring(made, say=watch.say),
-    ):
-        try:
-            yield made
-        except KeyboardInterrupt:
-            made.log("interrupted")
-            show.err.print("interrupted; all done so far is kept: run it again to go on")
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
-        except BaseException:
-            made.log("broken off:\n" + traceback.format_exc())
-            raise
+    try:
+        with (
+            Engine(cluster, announce=announce, profile=profile) as engine,
+            pipeline.Run(config, engine, watch) as made,
+            watch.drawing(),
+            monitoring(made, say=watch.say),
+        ):
+            try:
+                yield made
+            except KeyboardInterrupt:
+                made.log("interrupted")
+                raise
+            except BaseException:
+                made.log("broken off:\n" + traceback.format_exc())
+                raise
+    except KeyboardInterrupt:
+        show.err.print("interrupted; all done so far is kept: run it again to go on")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
 
 
 def _stages(
@@ -304,6 +308,8 @@ def _stages(
 def main() -> None:
     """Entry of the command `nightloom`."""
     logging.getLogger("nightloom").addHandler(logging.NullHandler())
+    # A batch system's SIGTERM ends a run as Ctrl-C does: workers closed, folders removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except NightloomError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,11 @@ QUIET = {
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.scheduler.allowed-failures": 1,
     "distributed.worker.multiprocessing-method": "spawn",
+    # A worker that pauses on memory which no task holds stays paused for ever (distributed #5999).
+    # Rows are small, so nothing is worth spilling either: at 95 % the nanny starts it anew.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
     "distributed.nanny.pre-spawn-environ": ONE_THREAD,
     "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
 }
@@ -84,7 +89,7 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def make(self, root: Path, recipes: Iterable[Recipe]) -> Iterator[Event]:
+    def make(self, root: Path, recipes: Iterable[Recipe]) -> Generator[Event, None, None]:
         """Make products; events as they happen. Recipes are asked for as there is room."""
         coming = iter(recipes)
         first = next(coming, None)

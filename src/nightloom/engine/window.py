@@ -16,7 +16,7 @@ from typing import Literal
 
 TARGET_S = 1.5  # of work in a part: the scheduler feeds about 1,000 tasks a second
 TASKS_PER_WORKER = 8  # in flight, so that none waits for the driver
-MIN_TASKS = 64
+MIN_TASKS = 128
 UNTIMED_PER_WORKER = 2  # in flight before the first part of its kind was timed
 SAMPLES = 15
 LONGEST = 64  # a part is at most so many times the first guess

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from nightloom.config import Instrument, PhotometrySection
 from nightloom.errors import FrameError
-from nightloom.frames.fits import read_pixels
 from nightloom.image.align import Alignment, Refusal, align
 from nightloom.image.calibrate import MASK_BAD, MASK_SATURATED, calibrate
 from nightloom.image.detect import Background, Detections, background_at, background_mesh, detect
 from nightloom.image.psf import PsfShape, measure_psf
 from nightloom.plan.recipes import PlannedFrame
 from nightloom.reduce.masters import Calibration, saturation_of
+from nightloom.reduce.pixels import pixels_of
 
 START_FWHM_PX = 3.5
 DETECT_STARS = 400
@@ -55,7 +55,7 @@ def expose(
 
     Raises FrameError: it can't be read, its shape is not that of its masters, it has no number.
     """
-    raw = read_pixels(frame.file, frame.hdu)
+    raw = pixels_of(frame)
     for plane in (calibration.offset, calibration.inverse_flat):
         if plane is not None and plane.shape != raw.shape:
             raise FrameError(where=frame.path, why=f"is {raw.shape}, its masters are {plane.shape}")

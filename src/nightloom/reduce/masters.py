@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from nightloom.config import CalibrationSection
 from nightloom.engine.recipe import Made, Recipe
 from nightloom.errors import FrameError, ProductError
-from nightloom.frames.fits import read_pixels
 from nightloom.image.calibrate import bad_from_dark, bad_from_flat, pair_gain
 from nightloom.image.combine import median_combine, stack_noise
 from nightloom.plan.recipes import PlannedFrame, PlannedMaster
+from nightloom.reduce.pixels import pixels_of
 from nightloom.schema.cube import MASTER
 from nightloom.store.encodings import read_arrays, read_attributes, write_store
 from nightloom.store.products import current, published_fingerprint
@@ -149,7 +149,7 @@ def _readable(
     caveats: tuple[str, ...] = ()
     for frame in frames:
         try:
-            read_pixels(frame.file, frame.hdu, rows=slice(frame.ny - 1, frame.ny))
+            pixels_of(frame, rows=slice(frame.ny - 1, frame.ny))
             good.append(frame)
         except FrameError as error:
             log.warning("left out of the master: %s", error)
@@ -168,7 +168,7 @@ def _median(frames: tuple[PlannedFrame, ...]) -> tuple[Floats, Floats]:
     level = np.empty((frames[0].ny, frames[0].nx), np.float32)
     noise = np.empty_like(level)
     for rows in _sections(frames, 2):
-        stack = np.stack([read_pixels(frame.file, frame.hdu, rows=rows) for frame in frames])
+        stack = np.stack([pixels_of(frame, rows=rows) for frame in frames])
         level[rows] = median_combine(stack)
         noise[rows] = stack_noise(stack, level[rows])
     return level, noise
@@ -183,7 +183,7 @@ def _flat(
     levels: list[float] = []
     used: list[int] = []
     for k, frame in enumerate(frames):
-        raw = read_pixels(frame.file, frame.hdu)
+        raw = pixels_of(frame)
         full = saturation_of(frame, raw.dtype)
         middle = float(np.median(_less(raw, offsets[k], slice(None))))
         raw_middle = float(np.median(raw))
@@ -199,8 +199,7 @@ def _flat(
     for rows in _sections(frames, 4):
         stack = np.stack(
             [
-                _less(read_pixels(frames[k].file, frames[k].hdu, rows=rows), offsets[k], rows)
-                / np.float32(middle)
+                _less(pixels_of(frames[k], rows=rows), offsets[k], rows) / np.float32(middle)
                 for k, middle in zip(used, levels, strict=True)
             ]
         )
@@ -221,7 +220,7 @@ def _measured_gain(job: MasterJob, frames: tuple[PlannedFrame, ...]) -> float:
     for one, other in itertools.pairwise(frames):
         pair = [
             _less(
-                read_pixels(frame.file, frame.hdu),
+                pixels_of(frame),
                 calibration_of(job.paths, frame.exposure_s).offset,
                 slice(None),
             )
