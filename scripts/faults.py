@@ -34,6 +34,7 @@ from pathlib import Path
 import psutil
 
 from nightloom.errors import NightloomError
+from nightloom.pipeline import read_frames
 from nightloom.store.encodings import missing_shards, read_arrays, read_attributes
 from nightloom.store.ledger import read_expected
 from nightloom.store.products import current
@@ -234,10 +235,13 @@ FAULTS = (
 @contextmanager
 def _damaged(trial: Trial, damage: Callable[[Path], None]) -> Iterator[None]:
     """A science frame damaged after the scan of a run of its own, mended at the end."""
-    subprocess.run([*NIGHTLOOM, "scan", str(trial.config), *SERIAL], check=True,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
-    frames = sorted(trial.folder.glob("frames/**/*.fit*"))
-    path = trial.random.choice(frames)
+    if not (trial.products / "frames.parquet").exists():
+        scan = [*NIGHTLOOM, "scan", str(trial.config), *SERIAL]
+        subprocess.run(scan, check=True, stdout=subprocess.DEVNULL)
+    frames = read_frames(trial.products)
+    science = frames[frames["image_type"] == "science"]
+    paths = zip(science["root"], science["path"], strict=True)
+    path = trial.random.choice(sorted(Path(root) / name for root, name in paths))
     kept = trial.folder / "kept"
     shutil.copy2(path, kept)
     damage(path)

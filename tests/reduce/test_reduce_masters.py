@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from nightloom.config import CalibrationSection
+from nightloom.engine.recipe import Failed
 from nightloom.engine.serial import make_serial
 from nightloom.plan.calibrations import Choice, Kit
 from nightloom.plan.recipes import PlannedFrame, PlannedMaster
@@ -148,12 +151,33 @@ def test_a_frame_that_is_cut_is_left_out_with_a_caveat(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     frames = []
     for k in range(4):
-        fits.writeto(tmp_path / f"b{k}.fits", noisy(0.0, rng))
-        frames.append(frame_of(tmp_path / f"b{k}.fits", 0.0))
-    (tmp_path / "b2.fits").write_bytes((tmp_path / "b2.fits").read_bytes()[:6000])
+        path = tmp_path / f"b{k}.fits"
+        fits.writeto(path, noisy(0.0, rng))
+        if k == 2:
+            os.truncate(path, 6000)
+        frames.append(frame_of(path, 0.0))
     kit = Kit("master/bias/x", "bias", "cam", NY, NX, 1, "", "2024-01-01", 0.0, "", -20.0, ())
     master = PlannedMaster(kit, tuple(frames), Choice())
     made = list(make_serial(tmp_path, [master_recipe(tmp_path, master, CalibrationSection())]))[-1]
     assert any("b2.fits left out" in caveat for caveat in made.made.caveats)  # type: ignore[attr-defined]
     assert read_attributes(require(tmp_path, "master/bias/x"))["n_frames"] == 3
     assert replace(frames[0], file=tmp_path).identity == frames[0].identity
+
+
+@pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 6000), Path.unlink])
+def test_a_frame_that_changed_since_the_scan_is_no_quarantine(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """What is made of it would carry the fingerprint of the whole file."""
+    path = tmp_path / "b0.fits"
+    fits.writeto(path, noisy(0.0, np.random.default_rng(5)))
+    frame = frame_of(path, 0.0)
+    damage(path)
+    kit = Kit("master/bias/x", "bias", "cam", NY, NX, 1, "", "2024-01-01", 0.0, "", -20.0, ())
+    recipe = master_recipe(
+        tmp_path, PlannedMaster(kit, (frame, frame), Choice()), CalibrationSection()
+    )
+    end = list(make_serial(tmp_path, [recipe]))[-1]
+    assert isinstance(end, Failed)
+    assert end.kind == "transient"
+    assert "b0.fits" in end.reason
