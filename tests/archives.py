@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +16,28 @@ from nightloom.config import load_config
 from nightloom.engine.cluster import SERIAL, Engine
 from nightloom.engine.recipe import Event
 from nightloom.pipeline import Outcome
+from nightloom.store.products import current
 from nightloom.synth.camera import render
 
 Floats = NDArray[np.float64]
 SKY_E, READ_NOISE_E, GAIN, BIAS_ADU = 200.0, 6.0, 1.5, 500.0
 
 
+def _ignore(event: Event) -> None:
+    pass
+
+
 def run(config: Path, *, cluster: str = SERIAL, report: bool = False) -> Outcome:
     """All of `nightloom run`, pages only where they are wanted."""
-    with Engine(cluster) as engine, pipeline.Run(load_config(config), engine, _ignore) as made:
+    with Engine(cluster) as engine:
+        return run_on(engine, config, report=report)
+
+
+def run_on(
+    engine: Engine, config: Path, *, report: bool = False, listen: Callable[[Event], None] = _ignore
+) -> Outcome:
+    """The same on an engine that goes on afterwards."""
+    with pipeline.Run(load_config(config), engine, listen) as made:
         pipeline.scan(made)
         plan = pipeline.plan(made)
         pipeline.reduce(made, plan)
@@ -33,13 +48,24 @@ def run(config: Path, *, cluster: str = SERIAL, report: bool = False) -> Outcome
     return made.outcome
 
 
-def _ignore(event: Event) -> None:
-    pass
-
-
 def archive_of(config: Path) -> Archive:
     """The archive that a configuration makes."""
     return open_archive(load_config(config).products_path)
+
+
+def digest(config: Path) -> dict[str, str]:
+    """Digest of every byte of each product."""
+    root = load_config(config).products_path
+    out = {}
+    for product in archive_of(config).ledger["product"]:
+        path = current(root, str(product))
+        if path is not None:
+            hasher = hashlib.blake2b()
+            for file in sorted(p for p in path.rglob("*") if p.is_file()):
+                hasher.update(str(file.relative_to(path)).encode())
+                hasher.update(file.read_bytes())
+            out[str(product)] = path.name + hasher.hexdigest()
+    return out
 
 
 def star_field(n: int, *, ny: int, nx: int, seed: int) -> tuple[Floats, Floats, Floats]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -178,32 +179,40 @@ def load_config(path: Path) -> Config:
 
     Raises ConfigError: no such file, no TOML, an unknown key, a value out of range.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            where=str(path), why="no such file", do="name one with --config, or: nightloom init"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(where=str(path), why=f"not valid TOML: {error}") from None
+    data = read_toml(path, do="name one with --config, or: nightloom init")
     if "folder" in data:
         raise ConfigError(where=f"{path}: folder", why="is no key of nightloom.toml")
     try:
         config = Config(**data)
     except ValidationError as error:
-        raise _explain(path, error) from None
+        raise explained(path, error, _known_keys) from None
     return config.model_copy(update={"folder": path.resolve().parent})
 
 
-def _explain(path: Path, error: ValidationError) -> ConfigError:
+def read_toml(path: Path, *, do: str) -> dict[str, Any]:
+    """What a TOML file says. Raises ConfigError: no such file (then `do` helps), no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(where=str(path), why="no such file", do=do) from None
+    except OSError as error:
+        raise ConfigError(where=str(path), why=error.strerror or "can't be read") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(where=str(path), why=f"not valid TOML: {error}") from None
+
+
+def explained(
+    path: Path, error: ValidationError, known_keys: Callable[[list[str]], Iterable[str]]
+) -> ConfigError:
+    """What a model refused, as the file's author would say it; known_keys: of a section."""
     first = error.errors()[0]
     keys = [str(part) for part in first["loc"]]
     where = f"{path}: {'.'.join(keys)}" if keys else str(path)
     more = f"; {error.error_count() - 1} more after this" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _known_keys(Config, keys[:-1])
+        known = sorted(known_keys(keys[:-1]))
         near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
-        do = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
+        do = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return ConfigError(where=where, why="unknown key" + more, do=do)
     if first["type"] == "missing":
         return ConfigError(where=where, why="is missing" + more, do="add it")
@@ -213,7 +222,7 @@ def _explain(path: Path, error: ValidationError) -> ConfigError:
     return ConfigError(where=where, why=shown + message + more)
 
 
-def _known_keys(model: type[Section], path: list[str]) -> list[str]:
+def _known_keys(path: list[str]) -> list[str]:
     """Names of the keys of the section at `path`."""
     sections: dict[str, type[Section]] = {
         "archive": ArchiveSection,
@@ -226,5 +235,5 @@ def _known_keys(model: type[Section], path: list[str]) -> list[str]:
         "gather": GatherSection,
         "run": RunSection,
     }
-    chosen = sections.get(path[0], model) if path else model
+    chosen = sections.get(path[0], Config) if path else Config
     return [name for name in chosen.model_fields if name != "folder"]

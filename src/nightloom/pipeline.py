@@ -34,6 +34,7 @@ from nightloom.reduce.cosmic import load_astroscrappy
 from nightloom.report.pages import page_recipes
 from nightloom.schema.frames import empty_frames
 from nightloom.schema.trace import TaskKind
+from nightloom.store.filesystem import require_file_system
 from nightloom.store.fingerprint import digest_of
 from nightloom.store.ledger import write_expected
 from nightloom.store.products import (
@@ -83,8 +84,9 @@ class Run:
         self.listeners = [listen]
         self._started: dict[str, str] = {}
         self._trace = TraceWriter(self.root, self.id)
+        require_file_system(self.root)
         try:
-            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            self.log_path.parent.mkdir(exist_ok=True)
         except OSError as error:
             raise _cannot_write(self.root, error) from error
         self.log(f"nightloom {__version__} on {socket.gethostname()}, products in {self.root}")

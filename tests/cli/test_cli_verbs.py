@@ -20,7 +20,7 @@ from nightloom.cli.app import app
 NY, NX = 140, 160
 MAIN = "import sys; from nightloom.cli.app import main; sys.argv[0] = 'nightloom'; main()"
 VERBS = ("init", "scan", "plan", "reduce", "gather", "report", "run", "status", "frames", "explain",
-         "verify", "retry", "gc", "synth", "demo")  # fmt: skip
+         "verify", "retry", "gc", "doctor", "synth", "demo")  # fmt: skip
 
 
 def nightloom(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

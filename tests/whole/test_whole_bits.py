@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from archives import archive_of, run, star_field, write_config, write_frame
+from archives import archive_of, digest, run, star_field, write_config, write_frame
 from nightloom.image.align import apply
-from nightloom.store.products import current
 
 NY, NX, N_FRAMES = 160, 200, 14
 
@@ -38,21 +36,6 @@ def matrix_of(k: int) -> np.ndarray:
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     centre = np.array([(NX - 1) / 2, (NY - 1) / 2])
     return np.column_stack([turn, centre - turn @ centre + np.array([20.0, -13.0])])
-
-
-def digest(config: Path) -> dict[str, str]:
-    """Digest of every byte of each product."""
-    root = config.parent / "products"
-    out = {}
-    for product in archive_of(config).ledger["product"]:
-        path = current(root, str(product))
-        if path is not None:
-            hasher = hashlib.blake2b()
-            for file in sorted(p for p in path.rglob("*") if p.is_file()):
-                hasher.update(str(file.relative_to(path)).encode())
-                hasher.update(file.read_bytes())
-            out[str(product)] = path.name + hasher.hexdigest()
-    return out
 
 
 def copy_of(folder: Path, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from nightloom.archive import Archive
 from nightloom.cli import show
 from nightloom.cli.recovery import recoveries
 from nightloom.config import Config
+from nightloom.doctor import Check, examine
+from nightloom.engine.cluster import Engine
 from nightloom.errors import ConfigError
 from nightloom.explain import explain as explain_recipe
 from nightloom.frames.scan import ScanResult
@@ -253,6 +256,20 @@ def explain(config: Config, product: str, *, as_json: bool) -> None:
         return
     for reason in reasons:
         show.line(f"{product}: {reason}")
+
+
+def doctor(config: Config, engine: Engine, *, as_json: bool) -> bool:
+    """Each check as it is done; whether none failed."""
+    plan = make_plan(pipeline.read_frames(config.products_path), config)
+    done: list[Check] = []
+    for check in examine(config, plan, engine):
+        done.append(check)
+        if not as_json:
+            hint = f" ({check.do})" if check.do else ""
+            show.line(f"{check.state:>4}  {check.name}: {check.what}{hint}")
+    if as_json:
+        show.as_json([asdict(check) for check in done])
+    return all(check.state != "fail" for check in done)
 
 
 def demo(config: Config) -> None:

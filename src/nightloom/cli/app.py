@@ -40,7 +40,7 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="the s
 Cluster = Annotated[
     str | None,
     typer.Option(
-        help="a file such as cluster/local.toml, an address tcp://..., a scheduler.json, or serial"
+        help="a file such as cluster/slurm.toml, an address tcp://..., a scheduler.json, or serial"
     ),
 ]
 Products = Annotated[
@@ -171,6 +171,17 @@ def explain(
 
 
 @app.command()
+def doctor(config: ConfigFile = None, config_option: ConfigOption = None, cluster: Cluster = None,
+           json: AsJson = False) -> None:  # fmt: skip
+    """Check all before a long run. Example: nightloom doctor --cluster cluster/slurm.toml"""
+    loaded = _load(config or config_option)
+    with Engine(cluster, logs=loaded.products_path / "logs") as engine:
+        healthy = answers.doctor(loaded, engine, as_json=json)
+    if not healthy:
+        raise typer.Exit(ExitCode.SOME_FAILED)
+
+
+@app.command()
 def verify(
     products: Products = None, config: OnlyConfig = None, cluster: Cluster = None,
     forget: Annotated[
@@ -265,11 +276,12 @@ def _run(
     watch = show.Watch()
 
     def announce(link: str) -> None:
-        watch.say(f"dashboard: {link}")
+        watch.say(show.dashboard(link))
 
+    logs = config.products_path / "logs"
     try:
         with (
-            Engine(cluster, announce=announce, profile=profile) as engine,
+            Engine(cluster, announce=announce, profile=profile, logs=logs) as engine,
             pipeline.Run(config, engine, watch) as made,
             watch.drawing(),
             monitoring(made, say=watch.say),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pandas as pd
 from rich.console import Console
@@ -62,6 +66,19 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return "" if value != value else f"{value:.6g}"
     return str(value).replace("[", r"\[")
+
+
+def dashboard(link: str) -> str:
+    """Where to watch a run, and the ssh tunnel to it where this is no desktop."""
+    where = urlsplit(link)
+    host = where.hostname or "localhost"
+    if "SSH_CONNECTION" not in os.environ and host in ("127.0.0.1", "localhost", "::1"):
+        return f"dashboard: {link}"
+    login = f"{getpass.getuser()}@{socket.gethostname()}"
+    return (
+        f"dashboard: {link} (from your own computer: ssh -N -L {where.port}:{host}:{where.port} "
+        f"{login}, then http://localhost:{where.port}{where.path})"
+    )
 
 
 class Watch:

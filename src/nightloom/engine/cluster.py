@@ -1,71 +1,44 @@
-"""Where recipes run: this process, workers on this machine, or a cluster that is joined."""
+"""Where recipes run: this process, workers on this machine or in a queue, or a joined cluster."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
-import tomllib
+import socket
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import dask
 from distributed import Client, LocalCluster
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from distributed.comm import get_address_host_port
 
-from nightloom.engine import dashboard
+from nightloom.engine import dashboard, jobs
 from nightloom.engine.recipe import Event, Recipe
 from nightloom.engine.run import make_on, map_on
 from nightloom.engine.serial import make_serial, map_serial
+from nightloom.engine.settings import (
+    JobSettings,
+    JoinSettings,
+    LocalSettings,
+    cluster_settings,
+)
 from nightloom.engine.task import TaskResult
-from nightloom.errors import ConfigError, RunError
+from nightloom.engine.workers import CONNECT_S, ONE_THREAD, QUIET, check_versions
+from nightloom.errors import RunError
 from nightloom.schema.trace import TaskKind
 
 SERIAL = "serial"
-CONNECT_S = 30
-# One thread each for BLAS and numba: the parallel unit is the frame.
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    # Frames are of one size: what one gives back, the next takes, without asking the system.
-    "MALLOC_MMAP_THRESHOLD_": "33554432",
-    "MALLOC_TRIM_THRESHOLD_": "268435456",
-}
-QUIET = {
-    "distributed.worker.profile.interval": "10s",
-    "distributed.worker.profile.cycle": "100s",
-    "distributed.admin.system-monitor.interval": "5s",
-    "distributed.scheduler.allowed-failures": 1,
-    "distributed.worker.multiprocessing-method": "spawn",
-    # A worker that pauses on memory which no task holds stays paused for ever (distributed #5999).
-    # Rows are small, so nothing is worth spilling either: at 95 % the nanny starts it anew.
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-    "distributed.nanny.pre-spawn-environ": ONE_THREAD,
-    "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
-}
-
-
-class LocalSettings(BaseModel):
-    """cluster/local.toml: workers on this machine."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["local"] = "local"
-    workers: int | None = Field(None, ge=1)  # one a core, if not given
-    memory_gb: float | None = Field(None, gt=0)  # of each worker
-    dashboard: str = "127.0.0.1:0"  # port 0: any that is free
 
 
 class Engine:
     """Runs recipes; a cluster starts when the first work arrives, and ends with `close`.
 
+    cluster: a TOML file, an address, a scheduler file, "serial", or None for this machine.
     announce: called with the dashboard's address, once, when there is one. profile: file for
-    Dask's performance report, written at the end.
+    Dask's performance report, written at the end. logs: folder where jobs write theirs.
     """
 
     def __init__(
@@ -74,14 +47,17 @@ class Engine:
         *,
         announce: Callable[[str], None] | None = None,
         profile: Path | None = None,
+        logs: Path = Path("logs"),
     ) -> None:
-        self._where = cluster
+        self.where = cluster
         self._announce = announce
         self._profile = profile
         self._profiling = ExitStack()
+        self._logs = logs.resolve()
         self._client: Client | None = None
-        self._local: LocalCluster | None = None
-        self._settings = _local_settings(cluster)
+        self._cluster: Any = None  # where this engine started one
+        self._checked: set[str] = set()  # workers whose versions are ours
+        self._settings = None if cluster == SERIAL else cluster_settings(cluster)
 
     def __enter__(self) -> Engine:
         return self
@@ -96,20 +72,20 @@ class Engine:
         if first is None:
             return
         coming = itertools.chain([first], coming)
-        if self._where == SERIAL:
+        if self.where == SERIAL:
             yield from make_serial(root, coming)
         else:
-            yield from make_on(self._connected(), root, coming)
+            yield from make_on(self.connected(), root, coming)
 
     def map(
         self, function: Callable[[Any], Any], chunks: Sequence[Any], *, kind: TaskKind,
         product: str = "",
     ) -> Iterator[TaskResult]:  # fmt: skip
         """A function over chunks; results in the order of the chunks."""
-        if self._where == SERIAL or len(chunks) < 2:
+        if self.where == SERIAL or len(chunks) < 2:
             yield from map_serial(function, chunks, kind=kind, product=product)
         else:
-            yield from map_on(self._connected(), function, chunks, kind=kind, product=product)
+            yield from map_on(self.connected(), function, chunks, kind=kind, product=product)
 
     @property
     def dashboard(self) -> str:
@@ -140,62 +116,91 @@ class Engine:
         finally:
             if self._client is not None:
                 self._client.close()
-            if self._local is not None:
-                self._local.close()
-            self._client = self._local = None
+            if isinstance(self._settings, JobSettings) and self._cluster is not None:
+                jobs.close_jobs(self._cluster)
+            elif self._cluster is not None:
+                self._cluster.close()
+            self._client = self._cluster = None
 
-    def _connected(self) -> Client:
+    def connected(self) -> Client:
+        """The client, with at least one worker, all of them with our versions.
+
+        Raises RunError: no scheduler, no worker in time, other versions.
+        """
         if self._client is None:
             dask.config.set(QUIET)
             os.environ.update(ONE_THREAD)
-            self._client = self._start() if self._settings is not None else self._join()
+            self._client = self._start()
             if self._announce is not None:
                 self._announce(self._client.dashboard_link)
+            self._await_workers(self._client)
             if self._profile is not None:
                 self._profiling.enter_context(dashboard.profiled(self._client, self._profile))
+        self._checked = check_versions(self._client, known=self._checked)
         return self._client
 
     def _start(self) -> Client:
-        settings = self._settings or LocalSettings()
-        memory = f"{settings.memory_gb}GB" if settings.memory_gb else "auto"
-        self._local = LocalCluster(
-            n_workers=settings.workers or os.cpu_count(),
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=memory,
-            dashboard_address=settings.dashboard,
-        )
-        return Client(self._local)
+        match self._settings:
+            case JobSettings() as settings:
+                self._cluster = jobs.start_jobs(settings, self._logs, where=str(self.where))
+                return Client(self._cluster)
+            case JoinSettings() as settings:
+                return _join(settings)
+            case LocalSettings() as settings:
+                self._cluster = _local(settings)
+                return Client(self._cluster)
+            case _:
+                raise RunError(where=SERIAL, why="has no cluster")
 
-    def _join(self) -> Client:
-        where = str(self._where)
-        try:
-            if where.endswith(".json"):
-                return Client(scheduler_file=where, timeout=CONNECT_S)
-            return Client(where, timeout=CONNECT_S)
-        except (OSError, ValueError, TimeoutError) as error:
-            raise RunError(
-                where=where, why=f"no scheduler answers: {error}", do="is it running there?"
-            ) from None
+    def _await_workers(self, client: Client) -> None:
+        match self._settings:
+            case JobSettings() as settings:
+                jobs.wait_for_workers(client, self._cluster, settings, self._logs)
+                jobs.keep(self._cluster, settings)
+            case JoinSettings() as settings:
+                try:
+                    client.wait_for_workers(1, timeout=settings.start_timeout_s)
+                except TimeoutError:
+                    raise RunError(
+                        where=str(self.where),
+                        why=f"no worker came in {settings.start_timeout_s:g} s",
+                        do="start workers there",
+                    ) from None
+            case _:
+                pass
 
 
-def _local_settings(cluster: str | None) -> LocalSettings | None:
-    """Settings of a local cluster; None where another is joined or none is wanted."""
-    if cluster is None:
-        return LocalSettings()
-    if not cluster.endswith(".toml"):
-        return None
+def _local(settings: LocalSettings) -> LocalCluster:
+    memory = f"{settings.memory_gb}GB" if settings.memory_gb else "auto"
+    return LocalCluster(
+        n_workers=settings.workers or os.cpu_count(),
+        threads_per_worker=1,
+        processes=True,
+        memory_limit=memory,
+        dashboard_address=settings.dashboard,
+    )
+
+
+def _join(settings: JoinSettings) -> Client:
+    """A client of a scheduler that runs. Raises RunError: none answers."""
+    where = settings.address or str(settings.scheduler_file)
+    security = jobs.security_of(settings.tls)
     try:
-        data = tomllib.loads(Path(cluster).read_text(encoding="utf-8"))
-        return LocalSettings(**data)
-    except FileNotFoundError:
-        raise ConfigError(where=cluster, why="no such file", do="see cluster/local.toml") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(where=cluster, why=f"not valid TOML: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(LocalSettings.model_fields)
-        raise ConfigError(
-            where=f"{cluster}: {key}", why=first["msg"], do=f"known keys: {known}"
+        address = settings.address or _address_in(Path(where))
+        # Refused or unknown at once, where dask would try for as long as it may wait.
+        socket.create_connection(get_address_host_port(address), timeout=CONNECT_S).close()
+        return Client(address, timeout=CONNECT_S, security=security)
+    except (OSError, ValueError, TypeError, RuntimeError, TimeoutError) as error:
+        raise RunError(
+            where=where, why=f"no scheduler answers: {error}", do="is it running there?"
         ) from None
+
+
+def _address_in(scheduler_file: Path) -> str:
+    try:
+        return str(json.loads(scheduler_file.read_text(encoding="utf-8"))["address"])
+    except FileNotFoundError:
+        why = "no such file"
+    except (ValueError, KeyError):
+        why = "is no scheduler file"
+    raise RunError(where=str(scheduler_file), why=why, do="start the scheduler that writes it")

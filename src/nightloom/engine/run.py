@@ -50,7 +50,8 @@ COUNT_WORKERS_EVERY_S = 10.0
 URGENT = 10  # priority of what ends a product over the parts of the next
 MAP_TASKS_PER_WORKER = 4
 REASON_LOST = "the worker that measured it died every time (memory, or a crash)"
-GONE = {"cancelled", "lost"}  # what futures are when their scheduler is
+GONE = "cancelled"  # what futures are when their scheduler is
+AGAIN = {"lost", "pending"}  # what they are when their result went with a worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +311,11 @@ class _Driver:
 
     def _ended(self, task: w.Task, future: Future) -> Iterator[Event]:
         product = self._products[task.product]
-        if future.status in GONE:
+        if future.status in AGAIN:
+            # Since it ended, the last worker that had its result is gone: it is made again.
+            self._watch(task, future)
+            return
+        if future.status == GONE:
             self._is_lost = True
             raise _scheduler_gone(f"it let go of {future.key}")
         if future.status == "finished" and task not in product.failed:
