@@ -142,7 +142,7 @@ def test_status_follows_a_run_and_writes_the_page(folder: Path, tmp_path: Path) 
     assert "1 of 1 nights, 6 frames measured" in told.stdout
     logs = folder / "products" / "logs"
     finished = (logs / "run.json").read_text()
-    with subprocess.Popen(["/bin/sleep", "60"]) as run:  # a run that goes on until it is killed
+    with subprocess.Popen(["/bin/sleep", "600"]) as run:  # a run that goes on until it is killed
         state = json.loads(finished) | {"ended": False, "pid": run.pid, "as_of_s": time.time()}
         (logs / "run.json").write_text(json.dumps(state))
         watch = subprocess.Popen(
@@ -152,7 +152,7 @@ def test_status_follows_a_run_and_writes_the_page(folder: Path, tmp_path: Path) 
         assert watch.stdout is not None
         first = watch.stdout.readline()
         watch.send_signal(signal.SIGINT)
-        watch.communicate(timeout=60)
+        watch.communicate(timeout=200)
         assert watch.returncode == 130
         assert first.strip()
         run.kill()
