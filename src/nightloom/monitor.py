@@ -28,7 +28,7 @@ from nightloom.store.products import write_text
 
 RUN_FILE = "logs/run.json"
 EVERY_S, MOST_S = 1.0, 30.0
-WORTH = 50  # the state is made at most in one part of so many of the time
+WORTH = 100  # the state is made at most in one part of so many of the time
 LOST_S = 120.0  # a run on another host that was silent for so long is gone
 JOIN_S = 10.0
 
@@ -138,14 +138,25 @@ def _take(watched: _Watched, now_s: float, event: Event) -> None:
             return
         board = watched.board = read_board(root, read_expected(root), read_frames(root))
         for listed in watched.listed.values():
-            board.lines[listed.product] = read_line(root, listed.item)
+            _list(root, board, listed)
     if isinstance(event, Listed):
-        board.lines[event.product] = read_line(root, event.item)
+        _list(root, board, event)
     take(board, event, now_s)
-    if isinstance(event, Finished | Listed):
-        detail = read_detail(root, board.lines[event.product])
-        if detail != Detail() or event.product in board.details:
-            board.details[event.product] = detail
+    if isinstance(event, Finished):
+        _detail(root, board, event.product)
+
+
+def _list(root: Path, board: Board, event: Listed) -> None:
+    before, line = board.lines.get(event.product), read_line(root, event.item)
+    board.lines[event.product] = line
+    if before is None or (before.published, before.attempt) != (line.published, line.attempt):
+        _detail(root, board, event.product)
+
+
+def _detail(root: Path, board: Board, product: str) -> None:
+    detail = read_detail(root, board.lines[product])
+    if detail != Detail() or product in board.details:
+        board.details[product] = detail
 
 
 def _show(watched: _Watched, *, ended: bool) -> None:

@@ -142,7 +142,7 @@ def test_status_follows_a_run_and_writes_the_page(folder: Path, tmp_path: Path) 
     assert "1 of 1 nights, 6 frames measured" in told.stdout
     logs = folder / "products" / "logs"
     finished = (logs / "run.json").read_text()
-    with subprocess.Popen(["/bin/sleep", "60"]) as run:  # a run that goes on until it is killed
+    with subprocess.Popen(["/bin/sleep", "600"]) as run:  # a run that goes on until it is killed
         state = json.loads(finished) | {"ended": False, "pid": run.pid, "as_of_s": time.time()}
         (logs / "run.json").write_text(json.dumps(state))
         watch = subprocess.Popen(
@@ -152,7 +152,7 @@ def test_status_follows_a_run_and_writes_the_page(folder: Path, tmp_path: Path) 
         assert watch.stdout is not None
         first = watch.stdout.readline()
         watch.send_signal(signal.SIGINT)
-        watch.communicate(timeout=60)
+        watch.communicate(timeout=200)
         assert watch.returncode == 130
         assert first.strip()
         run.kill()
@@ -174,3 +174,23 @@ def test_profile_saves_what_dask_saw(folder: Path, tmp_path: Path) -> None:
     ended = nightloom("run", "--cluster", "one.toml", "--profile", str(file), cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "bokeh" in file.read_text().lower()
+
+
+def test_trace_says_where_the_time_of_a_run_went(folder: Path, tmp_path: Path) -> None:
+    config = str(folder / "nightloom.toml")
+    runs = sorted((folder / "products" / "logs").glob("*.trace.parquet"))
+    first = runs[0].name.removesuffix(".trace.parquet")
+    told = nightloom("status", config, "--trace", "--run", first, "--json", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    summary = json.loads(told.stdout)
+    assert summary["n_frames"] == 6
+    steps = [row for row in summary["kinds"] if (row["product"], row["task"]) == ("cube", "step")]
+    assert steps[0]["frames"] == 6
+    assert steps[0]["wall_s"] > 0
+    assert 0 <= summary["idle"] <= 1
+    shown = nightloom("status", config, "--trace", "--run", first, cwd=tmp_path).stdout
+    assert "Where the time went" in shown
+    assert "Slowest frames" in shown
+    refused = nightloom("status", config, "--trace", "--run", "never", cwd=tmp_path)
+    assert refused.returncode == 3
+    assert "no trace of never" in refused.stderr

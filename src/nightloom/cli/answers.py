@@ -21,10 +21,13 @@ from nightloom.frames.scan import ScanResult
 from nightloom.monitor import state_on_disk
 from nightloom.plan.recipes import Plan, make_plan, quarantined
 from nightloom.report.nights import nights_page
+from nightloom.report.trace import summed_up
 from nightloom.store.ledger import STATES
 from nightloom.store.ledger import ledger as ledger_of
+from nightloom.store.trace import read_trace
 
 FRAME_STATES = ("measured", "used", "unused", "pending", "quarantined", "unreadable")
+LOST = ("failed", "retried", "killed")  # what a task came to, other than done
 MOST_LISTED = 20
 
 TEMPLATE = """\
@@ -220,6 +223,38 @@ def write_page(config: Config, file: Path) -> None:
     except OSError as error:
         raise ConfigError(where=str(file), why=f"can't be written: {error.strerror}") from None
     show.line(f"wrote {file}")
+
+
+def trace(config: Config, run: str | None, *, as_json: bool) -> None:
+    """Where the time of a run went; run: its id, the last one if None."""
+    summary = summed_up(read_trace(config.products_path, run))
+    if as_json:
+        show.as_json(summary.as_dict())
+        return
+    show.line(
+        f"{summary.n_frames} frames in {summary.seconds:.1f} s on {summary.n_workers} workers, "
+        f"{summary.n_tasks} tasks, workers idle {summary.idle:.0%} of the time"
+    )
+    show.line("tasks: " + ", ".join(f"{n} {name}" for name, n in summary.outcomes.items()))
+    lost = [name for name in LOST if summary.kinds[name].any()]
+    kinds = ["product", "task", "tasks", "wall_s", "share", "cpu_s", "read_mb_s", "queue_s"]
+    show.table(_rounded(summary.kinds), columns=kinds + lost, title="Where the time went")
+    if not summary.slowest.empty:
+        slowest = ["product", "first_frame", "frame_s"]
+        show.table(_rounded(summary.slowest), columns=slowest, title="Slowest frames")
+    nodes = ["host", "workers", "slowness", "tasks", "wall_s", "read_mb_s"]
+    show.table(_rounded(summary.nodes), columns=nodes + lost, title="Nodes (1: as slow as usual)")
+    idle = _rounded(summary.workers.head(MOST_LISTED))
+    show.table(idle, title="Workers, by the share of the run in which they were idle")
+
+
+def _rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers as people read them: three digits."""
+    shown = table.copy()
+    for name in table.columns:
+        if pd.api.types.is_float_dtype(table[name]):
+            shown[name] = [float(f"{value:.3g}") for value in table[name]]
+    return shown
 
 
 def frames(config: Config, *, state: str, as_json: bool) -> None:

@@ -132,6 +132,9 @@ def status(
     config: ConfigFile = None, config_option: ConfigOption = None, json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="follow the run that goes on")] = False,
     html: Annotated[Path | None, typer.Option(help="write the page of all nights")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="where the time of a run went")] = False,
+    run: Annotated[str | None, typer.Option(help="the run of --trace; the last, if not given")]
+    = None,
 ) -> None:  # fmt: skip
     """Products by state and frames by theirs. Example: nightloom status --json"""
     loaded = _load(config or config_option)
@@ -139,6 +142,8 @@ def status(
         _watch(loaded)
     elif html is not None:
         answers.write_page(loaded, html)
+    elif trace:
+        answers.trace(loaded, run, as_json=json)
     else:
         answers.status(loaded, as_json=json)
 
