@@ -107,6 +107,7 @@ class PhotometrySection(Section):
     annulus_fwhm: tuple[float, float] = (4.0, 7.0)
     max_stars: int = Field(200, ge=1)
     centroid: Literal["windowed", "quadratic", "gaussian2d", "ballet", "none"] = "windowed"
+    ballet_weights: str = ""  # .npz in place of the shipped network, absolute once it is loaded
     detection_sigma: float = Field(5.0, gt=0)
     max_elongation: float = Field(2.5, gt=1)
     min_matched: int = Field(5, ge=3)
@@ -186,7 +187,12 @@ def load_config(path: Path) -> Config:
         config = Config(**data)
     except ValidationError as error:
         raise explained(path, error, _known_keys) from None
-    return config.model_copy(update={"folder": path.resolve().parent})
+    folder = path.resolve().parent
+    photometry = config.photometry
+    if photometry.ballet_weights:
+        weights = str((folder / photometry.ballet_weights).resolve())
+        photometry = photometry.model_copy(update={"ballet_weights": weights})
+    return config.model_copy(update={"folder": folder, "photometry": photometry})
 
 
 def read_toml(path: Path, *, do: str) -> dict[str, Any]:

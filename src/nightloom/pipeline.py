@@ -31,6 +31,7 @@ from nightloom.frames.scan import scan as scan_frames
 from nightloom.gather.exclude import names_in
 from nightloom.plan.recipes import Plan, make_plan
 from nightloom.reduce.cosmic import load_astroscrappy
+from nightloom.reduce.networks import network_of
 from nightloom.report.pages import page_recipes
 from nightloom.schema.frames import empty_frames
 from nightloom.schema.trace import TaskKind
@@ -75,6 +76,8 @@ class Run:
         names_in(config.gather.exclude)  # refused here, not after hours of reduction
         if config.calibration.cosmic_rays:
             load_astroscrappy()
+        if config.photometry.ballet_weights:
+            network_of(config.photometry.ballet_weights)
         self.config = config
         self.root = config.products_path
         self.engine = engine

@@ -175,12 +175,13 @@ def test_faint_stars_in_the_ring_shift_the_mode_less_than_the_median() -> None:
         float(np.mean(ring(pixels, mask, *at, inner_px=12, outer_px=26).level_e - 400)) / 20
         for ring in (annulus_mode, annulus_background)
     ]
-    assert 0 < shifts[0] < 0.75 * shifts[1]
+    assert 0 < shifts[0] < 0.1
+    assert shifts[0] < 0.9 * shifts[1]
 
 
 def test_in_a_crowd_the_mode_is_the_median_and_too_few_pixels_are_nan() -> None:
-    pixels = np.full((60, 60), 10.0, dtype=np.float32)
-    pixels[:, ::3] = 13.0  # a third of all: mean 11, median 10, noise 1.4
+    pixels = np.random.default_rng(9).normal(10, 0.1, (60, 60)).astype(np.float32)
+    pixels[:, ::5] += 3  # a fifth of all: the mean lies half of the noise above the median
     mask = np.zeros(pixels.shape, dtype=np.uint8)
     at = ([30.0, -200.0], [30.0, 30.0])
     mode = annulus_mode(pixels, mask, *at, inner_px=8, outer_px=14)

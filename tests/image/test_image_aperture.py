@@ -16,6 +16,7 @@ from nightloom.image.annulus import annulus_background
 from nightloom.image.aperture import (
     ApertureSums,
     aperture_sums,
+    flat_errors,
     flux_errors,
     flux_errors_from_rms,
 )
@@ -241,22 +242,22 @@ def test_pulls_with_dark_and_flat_hold_from_bright_to_faint(gain_e_per_adu: floa
     light = render(
         1080, 1080, x_px=x, y_px=y, flux_e=flux_e, fwhm_px=fwhm_px, beta=300.0, sky_e=sky_e
     )
-    star_flat_err = flat_err / np.sqrt(4 * np.pi * (fwhm_px / 2.3548) ** 2)
+    radii = np.array([2.5, 5.0])
     pulls = []
-    for _ in range(6):
+    for _ in range(12):
         electrons = rng.poisson(light + dark_e) + rng.normal(0, read_noise_e, light.shape)
         counts = np.rint(electrons / gain_e_per_adu)
         frame = (counts * gain_e_per_adu - dark_e) / (1 + rng.normal(0, flat_err, light.shape))
-        sums = aperture_sums(frame, clear(frame), x, y, [2.5, 5.0])
+        sums = aperture_sums(frame, clear(frame), x, y, radii)
         ring = annulus_background(frame, clear(frame), x, y, inner_px=9, outer_px=15)
         errors = flux_errors(
             sums, background_e=ring.level_e, background_err_e=ring.error_e,
             read_noise_e=read_noise_e, gain_e_per_adu=gain_e_per_adu, dark_e=dark_e,
-            flat_err=star_flat_err,
+            flat_err=flat_errors(flat_err, fwhm_px=fwhm_px, radii_px=radii),
         )  # fmt: skip
-        exact = aperture_sums(light - sky_e, clear(frame), x, y, [2.5, 5.0]).flux_e
+        exact = aperture_sums(light - sky_e, clear(frame), x, y, radii).flux_e
         pulls.append((sums.flux_e - ring.level_e[:, None] * sums.area_px - exact) / errors)
-    by_flux = np.array(pulls).reshape(6 * 200, 4, 2)
+    by_flux = np.array(pulls).reshape(12 * 200, 4, 2)
     assert_allclose(by_flux.std(axis=0), 1.0, atol=0.05)
     assert_allclose(by_flux.mean(axis=0), 0.0, atol=0.1)
 

@@ -355,12 +355,13 @@ def flux_errors(
     read_noise_e: float,
     gain_e_per_adu: float,
     dark_e: float = 0.0,
-    flat_err: float = 0.0,
+    flat_err: ArrayLike = 0.0,
 ) -> Floats:
     """Errors [star, aperture] of the fluxes above the background, electrons (the CCD equation).
 
     background_e, its error: [star], of one pixel; dark_e: what was subtracted as dark, of one
-    pixel; flat_err: relative. Negative fluxes and backgrounds add no photon noise. NaN stays NaN.
+    pixel; flat_err: relative, of all or [aperture]. Negative fluxes and backgrounds add no photon
+    noise. NaN stays NaN.
     Raises ValueError: shapes differ. Source: Merline & Howell 1995, Exp. Astron. 6, 163.
     """
     sky_e2 = np.maximum(np.asarray(background_e, dtype=np.float64), 0.0)
@@ -369,13 +370,25 @@ def flux_errors(
     return _total_error(sums, background_e, background_err_e, pixel_e2, flat_err)
 
 
+def flat_errors(flat_err: float, *, fwhm_px: float, radii_px: ArrayLike) -> Floats:
+    """Relative errors [aperture] of fluxes in circles, from that of the flat in one pixel.
+
+    Of a Gaussian star as wide, its pixels included: those of the core weigh most, so a small
+    circle holds nearly all of the error and less of the flux. With P the part of the flux in a
+    pixel it is sqrt(sum P^2) / sum P over the circle.
+    """
+    variance_px2 = (fwhm_px / 2.3548) ** 2 + 1 / 12
+    beyond = np.exp(-0.5 * np.square(np.asarray(radii_px, dtype=np.float64)) / variance_px2)
+    return flat_err * np.sqrt((1 + beyond) / ((1 - beyond) * 4 * np.pi * variance_px2))
+
+
 def flux_errors_from_rms(
     sums: ApertureSums,
     *,
     background_e: ArrayLike,
     background_err_e: ArrayLike,
     rms_e: ArrayLike,
-    flat_err: float = 0.0,
+    flat_err: ArrayLike = 0.0,
 ) -> Floats:
     """As flux_errors, with the measured noise of a pixel, rms_e [star], for sky, dark and readout.
 
@@ -392,7 +405,7 @@ def _total_error(
     background_e: ArrayLike,
     background_err_e: ArrayLike,
     pixel_e2: Floats,
-    flat_err: float,
+    flat_err: ArrayLike,
 ) -> Floats:
     level, level_error = star_vectors(background_e, background_err_e)
     if not level.shape == pixel_e2.shape == sums.flux_e.shape[:1]:
@@ -400,5 +413,5 @@ def _total_error(
     level, level_error, pixel_e2 = level[:, None], level_error[:, None], pixel_e2[:, None]
     photons = np.maximum(sums.noise_flux_e - level * sums.noise_area_px, 0.0)
     variance = photons + sums.noise_area_px * pixel_e2 + (sums.area_px * level_error) ** 2
-    variance += (flat_err * (sums.flux_e - level * sums.area_px)) ** 2
+    variance += (np.asarray(flat_err, dtype=np.float64) * (sums.flux_e - level * sums.area_px)) ** 2
     return np.sqrt(variance)

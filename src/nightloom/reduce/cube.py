@@ -17,6 +17,7 @@ from nightloom.plan.calibrations import Choice
 from nightloom.plan.recipes import PlannedCube
 from nightloom.reduce.masters import MasterPaths
 from nightloom.reduce.measure import Row, StarList, lost_row, measure_frame, star_list
+from nightloom.reduce.networks import digest_of_weights
 from nightloom.reduce.reference import CalibratedFrame
 from nightloom.reduce.stars import positions_of
 from nightloom.schema.cube import CUBE, ROW_VARIABLES
@@ -49,6 +50,7 @@ class CubeSettings(BaseModel):
     background: str
     annulus_fwhm: tuple[float, float]
     centroid: str
+    ballet_weights: str  # digest of the file
     detection_sigma: float
     max_elongation: float
     min_matched: int
@@ -78,6 +80,7 @@ def cube_settings(config: Config, instrument: Instrument) -> CubeSettings:
         background=photometry.background,
         annulus_fwhm=photometry.annulus_fwhm,
         centroid=photometry.centroid,
+        ballet_weights=digest_of_weights(photometry.ballet_weights),
         detection_sigma=photometry.detection_sigma,
         max_elongation=photometry.max_elongation,
         min_matched=photometry.min_matched,

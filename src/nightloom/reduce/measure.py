@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nightloom.image.annulus import Annuli, annulus_background, annulus_mode
 from nightloom.image.aperture import (
     ApertureSums,
     aperture_sums,
+    flat_errors,
     flux_errors,
     flux_errors_from_rms,
     joined,
@@ -41,6 +43,7 @@ from nightloom.plan.recipes import PlannedFrame
 from nightloom.reduce.cosmic import mark_cosmic_rays
 from nightloom.reduce.detection import Exposure, Sight, expose, gain_of, look, place
 from nightloom.reduce.masters import calibration_of
+from nightloom.reduce.networks import network_of
 from nightloom.reduce.reference import CalibratedFrame
 from nightloom.schema.cube import ROW_VARIABLES
 from nightloom.schema.flags import BITS
@@ -201,7 +204,7 @@ def _measure(
     flux[~(inside_px > 0)] = np.nan
     return _known(item.frame) | {
         "flux": flux.astype(np.float32),
-        "flux_err": _errors(sums, annuli, exposure, fwhm_px).astype(np.float32),
+        "flux_err": _errors(sums, annuli, exposure, fwhm_px, radii_px).astype(np.float32),
         "x": x,
         "y": y,
         "background": annuli.level_e.astype(np.float32),
@@ -253,7 +256,10 @@ def _centroids(
     """Aligned positions, bettered star by star where a centroid can be trusted."""
     if settings.centroid == "none":
         return Positions(x, y, np.zeros(len(x), dtype=bool))
-    found: Centroids = _METHODS[settings.centroid](
+    method = _METHODS[settings.centroid]
+    if settings.centroid == "ballet" and settings.ballet_weights:
+        method = partial(ballet, network=network_of(settings.ballet_weights))
+    found: Centroids = method(
         exposure.pixels_e, exposure.mask, x, y, background_e=annuli.level_e, fwhm_px=fwhm_px,
         max_shift_px=CENTROID_CAP_FWHM * fwhm_px,
     )  # fmt: skip
@@ -263,12 +269,11 @@ def _centroids(
 
 
 def _errors(
-    sums: ApertureSums, annuli: Annuli, exposure: Exposure, fwhm_px: float
-) -> NDArray[np.float64]:
+    sums: ApertureSums, annuli: Annuli, exposure: Exposure, fwhm_px: float,
+    radii_px: NDArray[np.float64],
+) -> NDArray[np.float64]:  # fmt: skip
     """Flux errors by the CCD equation, or by the sky's scatter where its terms are unknown."""
-    # The flat's error is of one pixel; a star averages over its noise-equivalent area, which is
-    # 4 pi sigma^2 of a Gaussian (King 1983, PASP 95, 163).
-    flat_err = exposure.flat_err / np.sqrt(4 * np.pi * (fwhm_px / 2.3548) ** 2)
+    flat_err = flat_errors(exposure.flat_err, fwhm_px=fwhm_px, radii_px=radii_px)
     if exposure.gain_assumed or not np.isfinite(exposure.read_noise_e):
         return flux_errors_from_rms(
             sums, background_e=annuli.level_e, background_err_e=annuli.error_e,

@@ -1,0 +1,41 @@
+"""Weights of a centroid network that the configuration names in place of the shipped ones."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from zipfile import BadZipFile
+
+from nightloom.errors import ConfigError
+from nightloom.image.network import Network, load_weights
+from nightloom.store.fingerprint import digest_of_file
+
+_WHERE = "photometry.ballet_weights"
+
+
+def network_of(path: str) -> Network:
+    """The network of a file, read once as long as it does not change.
+
+    Raises ConfigError: it can't be read or is no such network.
+    """
+    try:
+        return _network(path, Path(path).stat().st_mtime_ns)
+    except (OSError, ValueError, BadZipFile) as error:
+        raise ConfigError(
+            where=_WHERE, why=f"{path}: {error}", do="an .npz as load_weights describes it"
+        ) from None
+
+
+def digest_of_weights(path: str) -> str:
+    """Digest of the file's content: what the results depend on; "" without a file."""
+    if not path:
+        return ""
+    try:
+        return digest_of_file(Path(path))
+    except OSError as error:
+        raise ConfigError(where=_WHERE, why=f"{path}: {error.strerror}") from None
+
+
+@lru_cache(maxsize=2)
+def _network(path: str, _modified_ns: int) -> Network:
+    return load_weights(Path(path))
