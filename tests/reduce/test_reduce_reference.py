@@ -9,7 +9,7 @@ import pytest
 from astropy.io import fits
 
 from nightloom.config import ArchiveSection, Config, Instrument
-from nightloom.engine.recipe import make_serial
+from nightloom.engine.serial import make_serial
 from nightloom.plan.recipes import PlannedFrame
 from nightloom.reduce.masters import MasterPaths
 from nightloom.reduce.reference import CalibratedFrame, reference_recipe
