@@ -132,7 +132,8 @@ def _synthetic(folder: Path, size: int, n_stars: int, n_measured: int) -> Case:
     bad = (rng.random(raw.shape) < 0.001).astype(np.uint8)
     for kind, level in (("bias", bias), ("dark", dark), ("flat", flat)):
         spots = bad if kind == "dark" else np.zeros_like(bad)
-        arrays = {"level": level, "noise": np.full_like(level, 0.01), "bad": spots}
+        planes = {"noise": np.full_like(level, 0.01), "variance": np.full_like(level, 1e-5)}
+        arrays = {"level": level, "bad": spots} | planes
         write_store(folder / kind, MASTER, arrays, attributes={"exposure_s": 60.0, "n_frames": 16})
     frame = _frame(folder / "frame.fits", size, size, gain=GAIN, read_noise_e=READ_NOISE_E)
     paths = MasterPaths(*(folder / kind for kind in ("bias", "dark", "flat")))

@@ -20,9 +20,14 @@ from nightloom.frames.fits import (
     file_digest,
     first_image,
     header_digest,
+    locate_image,
     merged_cards,
+    pixel_dtype,
     read_hdus,
     read_pixels,
+    read_stored,
+    stored_zero,
+    unpack,
 )
 
 RNG = np.random.default_rng(11)
@@ -62,6 +67,31 @@ def test_pixels_of_every_type_exactly(tmp_path: Path, data: np.ndarray) -> None:
     assert_array_equal(pixels, data)
     for rows in (slice(2, 5), slice(6, 99), slice(3, 3), slice(-2, None)):
         assert_array_equal(read_pixels(path, 0, rows=rows), data[rows])
+
+
+@pytest.mark.parametrize("data", [INT16, UINT16], ids=lambda data: str(data.dtype))
+def test_words_as_they_are_stored(tmp_path: Path, data: np.ndarray) -> None:
+    path = _write(tmp_path / "a.fits", data)
+    hdu = locate_image(path, 0)
+    out = np.empty((3, 5), ">i2")
+    read_stored(path, hdu, 2, out)
+    assert_array_equal(out.astype(int) + stored_zero(hdu), data[2:5])
+    with pytest.raises(FrameError, match="truncated"):
+        read_stored(path, hdu, 2000, out)
+    with pytest.raises(ValueError, match="out must be"):
+        read_stored(path, hdu, 2, np.empty((3, 5), np.int16))
+
+
+def test_what_is_not_stored_as_plain_words(tmp_path: Path) -> None:
+    for k, cards in enumerate(({"BLANK": 3}, {"BSCALE": 2.0}, {"BZERO": 7})):
+        path = tmp_path / f"{k}.fits"
+        hdu = astropy.io.fits.PrimaryHDU(INT16)
+        hdu.writeto(path)
+        with astropy.io.fits.open(path, mode="update", do_not_scale_image_data=True) as hdus:
+            hdus[0].header.update(cards)
+        assert stored_zero(locate_image(path, 0)) is None
+        assert pixel_dtype(locate_image(path, 0)) == read_pixels(path, 0).dtype
+    assert stored_zero(locate_image(_write(tmp_path / "f.fits", FLOAT32), 0)) is None
 
 
 def test_doubles_become_floats(tmp_path: Path) -> None:
@@ -107,6 +137,18 @@ def test_packed_files_by_their_first_bytes(
     assert_array_equal(read_pixels(path, 0), UINT16)
     assert_array_equal(read_pixels(path, 0, rows=slice(3, 5)), UINT16[3:5])
     assert header_digest((hdu,), hdu) == header_digest(read_hdus(plain), read_hdus(plain)[0])
+
+
+def test_a_packed_file_is_unpacked_as_it_is(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.fits", UINT16)
+    packed = tmp_path / "a.fits.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert stored_zero(locate_image(packed, 0)) is None
+    unpack(packed, tmp_path / "b.fits")
+    assert (tmp_path / "b.fits").read_bytes() == path.read_bytes()
+    packed.write_bytes(packed.read_bytes()[:-30])
+    with pytest.raises(FrameError, match="ends early"):
+        unpack(packed, tmp_path / "b.fits")
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
@@ -191,6 +233,8 @@ def test_truncated_pixels_name_file_and_bytes(tmp_path: Path) -> None:
     with pytest.raises(FrameError, match=r"a\.fits\[0\]: truncated: 2950 bytes .* 2920"):
         read_pixels(path, 0)
     assert_array_equal(read_pixels(path, 0, rows=slice(0, 4)), INT16[:4])
+    with pytest.raises(FrameError, match="truncated"):
+        locate_image(path, 0)
 
 
 def test_missing_padding_is_no_harm(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from nightloom.image.calibrate import (
@@ -17,7 +15,6 @@ from nightloom.image.calibrate import (
     bad_from_flat,
     calibrate,
     pair_gain,
-    trim,
     variance,
 )
 
@@ -107,21 +104,6 @@ def test_wrong_shapes_and_types_are_refused():
         calibrate(np.zeros((3, 4, 2)), **PLAIN)
     with pytest.raises(ValueError, match="raw must be"):
         calibrate(np.zeros((3, 4), complex), **PLAIN)
-
-
-@settings(max_examples=30, deadline=None)
-@given(trim_px=st.integers(0, 3), planes=st.booleans())
-def test_trim_is_a_view_of_the_last_two_axes(trim_px, planes):
-    array = np.arange(2 * 9 * 8).reshape((2, 9, 8) if planes else (18, 8))
-    cut = trim(array, trim_px)
-    assert np.shares_memory(cut, array)
-    assert cut.shape[-2:] == (array.shape[-2] - 2 * trim_px, 8 - 2 * trim_px)
-    assert cut[..., 0, 0].flat[0] == array[..., trim_px, trim_px].flat[0]
-
-
-def test_trim_that_leaves_nothing_is_refused():
-    with pytest.raises(ValueError, match="leaves nothing"):
-        trim(np.zeros((9, 8)), 4)
 
 
 def test_hot_pixels_are_found_in_amplifier_glow_that_is_not():

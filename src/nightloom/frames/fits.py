@@ -13,6 +13,7 @@ import hashlib
 import io
 import math
 import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,6 +142,62 @@ def read_pixels(path: Path, hdu_index: int, *, rows: slice | None = None) -> Pix
                 pass  # the checksum of a packed file stands at its end
             return _scaled(raw, hdu)
     return _scaled(_read_tiles(path, hdu, start, stop, where=where), hdu)
+
+
+def locate_image(path: Path, hdu_index: int) -> Hdu:
+    """The HDU of an image, for `read_stored`: so its header is walked once, not at each read.
+
+    Raises FrameError: gone, truncated, damaged, no such image. TransientError: the system failed.
+    """
+    with _opened(path) as (file, size):
+        hdu = next(
+            (h for h in _walk(file, size, path=path, until=hdu_index) if h.index == hdu_index), None
+        )
+    where = f"{path}[{hdu_index}]"
+    if hdu is None or not hdu.is_2d:
+        raise FrameError(where=where, why="is no image of two dimensions")
+    needed = hdu.data_offset + hdu.data_bytes
+    if size is not None and size < needed:
+        why = f"truncated: {needed} bytes are needed, at most {size} are there"
+        raise FrameError(where=where, why=why)
+    return hdu
+
+
+def pixel_dtype(hdu: Hdu) -> np.dtype[Any]:
+    """Type of what `read_pixels` returns of an image."""
+    native = np.dtype(_RAW_DTYPE[hdu.bitpix]).newbyteorder("=")
+    return _scaled(np.zeros((1, 1), native), hdu).dtype
+
+
+def stored_zero(hdu: Hdu) -> int | None:
+    """What is to be added to 16-bit integers as they are stored: 0 or 32768.
+
+    None where that is not all that makes them what `read_pixels` returns, or they are packed.
+    """
+    if hdu.compressed or hdu.file_bytes is None or hdu.bitpix != 16:
+        return None
+    kind = pixel_dtype(hdu)
+    return {"i": 0, "u": 1 << 15}.get(kind.kind)
+
+
+def read_stored(path: Path, hdu: Hdu, first_row: int, out: Pixels) -> None:
+    """Rows from `first_row` on, as the file has them, into `out` [y, x] of type >i2.
+
+    For images that have a `stored_zero`; nothing is allocated. Raises what `read_pixels` raises.
+    """
+    if out.dtype != _RAW_DTYPE[16] or out.shape[1] != hdu.nx or not out.flags.c_contiguous:
+        raise ValueError(f"out must be contiguous >i2 [y, {hdu.nx}]")
+    with _translated(path), io.FileIO(path) as file:
+        _fill_rows(file, hdu, first_row, out, where=f"{path}[{hdu.index}]")
+
+
+def unpack(path: Path, target: Path) -> None:
+    """Write a file that is packed by gzip or bzip2 as it is unpacked.
+
+    Raises FrameError: gone, truncated, damaged. TransientError: the system failed.
+    """
+    with _opened(path) as (file, _), target.open("wb") as unpacked:
+        shutil.copyfileobj(file, unpacked, _HASH_READ)
 
 
 @contextmanager
@@ -273,6 +330,14 @@ def _integer(raw: Cards, keyword: str, *, where: str) -> int:
 def _read_rows(file: Stream, hdu: Hdu, start: int, stop: int, *, where: str) -> Pixels:
     """Rows start to stop as they are stored, in native byte order; nothing else is read."""
     raw = np.empty((stop - start, hdu.nx), dtype=_RAW_DTYPE[hdu.bitpix])
+    _fill_rows(file, hdu, start, raw, where=where)
+    if raw.dtype.isnative:
+        return raw
+    return raw.byteswap(inplace=True).view(raw.dtype.newbyteorder())
+
+
+def _fill_rows(file: Stream, hdu: Hdu, start: int, raw: Pixels, *, where: str) -> None:
+    """Rows from `start` on as they are stored into `raw`."""
     row_bytes = hdu.nx * raw.itemsize
     file.seek(hdu.data_offset + start * row_bytes)
     buffer = raw.reshape(-1).view(np.uint8).data
@@ -280,14 +345,11 @@ def _read_rows(file: Stream, hdu: Hdu, start: int, stop: int, *, where: str) -> 
     while filled < raw.nbytes:
         n_bytes = file.readinto(buffer[filled:])
         if not n_bytes:
-            needed = hdu.data_offset + stop * row_bytes
+            needed = hdu.data_offset + start * row_bytes + raw.nbytes
             there = hdu.data_offset + start * row_bytes + filled
             why = f"truncated: {needed} bytes are needed, at most {there} are there"
             raise FrameError(where=where, why=why)
         filled += n_bytes
-    if raw.dtype.isnative:
-        return raw
-    return raw.byteswap(inplace=True).view(raw.dtype.newbyteorder())
 
 
 def _read_tiles(path: Path, hdu: Hdu, start: int, stop: int, *, where: str) -> Pixels:

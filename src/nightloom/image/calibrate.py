@@ -174,17 +174,6 @@ def _plane_of(name: str, plane: ArrayLike, shape: tuple[int, ...]) -> NDArray[np
     return array
 
 
-def trim(array: NDArray[Any], trim_px: int) -> NDArray[Any]:
-    """View of [..., y, x] without `trim_px` pixels at each of the four sides.
-
-    Raises ValueError: nothing would be left.
-    """
-    ny, nx = array.shape[-2:]
-    if trim_px < 0 or 2 * trim_px >= min(ny, nx):
-        raise ValueError(f"trim_px {trim_px} leaves nothing of a frame of {nx} x {ny} pixels")
-    return array[..., trim_px : ny - trim_px, trim_px : nx - trim_px]
-
-
 def bad_from_dark(
     dark_level: NDArray[Any], *, noise: NDArray[Any] | None = None, sigma: float = 8.0
 ) -> Mask:

@@ -1,195 +1,209 @@
 """Stacks of frames to masters: exact median, clipped mean, noise of one frame.
 
-Every pixel is combined alone (or with its row, never with another row), so a stack may be any
-section of rows and the section's size changes no bit. Columns of values are sorted side by side
-by Batcher's merge-exchange network: no branch depends on a value, so it runs on whole vectors.
+Every pixel is combined alone (or with a run of its row, never with another row), so a stack may
+be any section of rows and the section's size changes no bit. Columns of values are sorted side by
+side by Batcher's merge-exchange network: no branch depends on a value, so it runs on whole
+vectors; what follows works on the sorted columns while they lie in the cache.
 """
 
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from nightloom.image.clipping import centre, middle_of, moments, scales
+from nightloom.image.sorting import exchange, merge_exchange, pruned
+
 _EXACT_KINDS = ("u1", "i1", "u2", "i2", "u4", "i4")
 _KINDS_OF_FLOAT32 = ("u1", "i1", "u2", "i2", "f4")  # whose values float32 holds exactly
-_CHUNK_BYTES = 16384  # half of the nearest cache
-_MAX_ROUNDS = 20
+# Of the columns that are sorted together. Longer runs than the nearest cache holds are faster:
+# a comparator costs some ten instructions before its first value.
+_CHUNK_BYTES = 65536
+_MAX_CHUNK_PX = 1024
+_UNSIGNED_ZERO = 32768
+
+_NO_WORDS = np.empty((0, 0), np.uint16)
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """What a stack comes to, each [row, x]; NaN where no value is usable."""
+
+    median: Floats
+    mean: Floats  # of the values kept
+    noise: Floats  # of one frame: standard deviation of the values kept; NaN below two
+    used: NDArray[np.int32]  # how many were kept
 
 
 def median_combine(
-    stack: NDArray[Any], *, valid: NDArray[Any] | None = None
-) -> NDArray[np.float32]:
+    stack: NDArray[Any], *, valid: NDArray[Any] | None = None, zero: int = 0
+) -> Floats:
     """Median over frames, [frame, row, x] -> [row, x]; of an even number the middle two's mean.
 
     Integers without `valid`: the same bits as np.median(stack, axis=0).astype(float32). NaN and
-    values where valid [frame, row, x] is 0 are left out; NaN where none is left.
+    values where valid [frame, row, x] is 0 are left out; NaN where none is left. zero: 32768
+    where 16-bit integers are stored less that much, as FITS' unsigned are.
     Raises ValueError: no such stack, shapes differ.
     """
-    _check(stack, valid)
-    n = len(stack)
-    if valid is None and stack.dtype.str[1:] in _EXACT_KINDS:
-        native = np.ascontiguousarray(stack, dtype=stack.dtype.newbyteorder("="))
-        network = _pruned(_merge_exchange(n), wanted={(n - 1) // 2, n // 2})
-        buffer = np.empty((n, _chunk_px(n, native.itemsize)), dtype=native.dtype)
-        exact: NDArray[np.float32] = _median_of_integers(native, network, buffer)
+    native, allowed = _prepared(stack, valid, zero)
+    n = len(native)
+    network = merge_exchange(n)
+    if native.dtype.kind in "iu":
+        room = _room(stack, native, zero)
+        network = pruned(network, wanted={(n - 1) // 2, n // 2})
+        # The mean of two 16-bit integers is exact in float32, which is twice as fast.
+        kind = np.float32 if native.itemsize <= 2 else np.float64
+        pair = np.empty((2, room[0].shape[1]), kind)
+        exact: Floats = _median_of_integers(native, network, *room, pair)
         return exact
-    native, allowed = _prepared(stack, valid)
-    buffer = np.empty((n, _chunk_px(n, native.itemsize)), dtype=native.dtype)
-    result: NDArray[np.float32] = _median_of_valid(native, allowed, _merge_exchange(n), buffer)
+    buffer = np.empty((n, _chunk_px(native)), dtype=native.dtype)
+    result: Floats = _median_of_valid(native, allowed, network, buffer)
     return result
 
 
-def clipped_mean(
-    stack: NDArray[Any],
-    *,
-    sigma: float,
-    scale: NDArray[Any] | float | None = None,
-    valid: NDArray[Any] | None = None,
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Mean over frames of what lies within sigma * scale of the median, and how many: [row, x].
+def combine(
+    stack: NDArray[Any], *, sigma: float = 5.0, valid: NDArray[Any] | None = None, zero: int = 0
+) -> Combined:
+    """Median, clipped mean, noise and numbers of values kept of [frame, row, x], in one pass.
 
-    The median is taken anew of what is kept until nothing more goes. scale: noise of one value,
-    a number or [row, x]; None: 1.4826 MAD of the pixel, at least that of half the pixels of its
-    row, since the MAD of a few values is now and then far too small, and of integers half a unit.
-    NaN and what is not `valid` is left out; NaN and 0 where none is left.
+    Kept is what lies within sigma scales of the median; the scale is 1.4826 MAD of the pixel,
+    at least the median one of its run of the row (the MAD of a few values is now and then far
+    too small), and of integers half a unit. The median is that of `median_combine`.
     Raises ValueError: no such stack, shapes differ.
+    Source: one clip about the median by a robust scale, as BANZAI's sigma_clipped_mean.
     """
-    mean, used, _ = _clipped_moments(stack, sigma, scale, valid)
-    return mean.astype(np.float32), used
+    native, allowed = _prepared(stack, valid, zero)
+    n, ny, nx = native.shape
+    width = _chunk_px(native)
+    kind = np.float32 if native.dtype.str[1:] in _KINDS_OF_FLOAT32 else np.float64
+    made = Combined(
+        np.empty((ny, nx), np.float32), np.empty((ny, nx), np.float32),
+        np.empty((ny, nx), np.float32), np.empty((ny, nx), np.int32),
+    )  # fmt: skip
+    least = 0.0 if stack.dtype.kind == "f" else 0.5
+    _combine(
+        native, allowed, merge_exchange(n), native.dtype.kind != "f", float(sigma), least,
+        *_room(stack, native, zero), np.empty((n, width), kind), np.empty((3, width), kind),
+        made.median, made.mean, made.noise, made.used,
+    )  # fmt: skip
+    return made
 
 
-def stack_noise(
-    stack: NDArray[Any],
-    centre: NDArray[Any],
-    *,
-    sigma: float = 5.0,
-    valid: NDArray[Any] | None = None,
-) -> NDArray[np.float32]:
-    """Noise of one frame, [row, x]: standard deviation about `centre` of the values kept.
+def median_variance(noise: NDArray[Any], n: NDArray[Any]) -> Floats:
+    """Variance of the median of n normal values of this noise; the mean's grows to pi / 2 times.
 
-    Values are kept as in `clipped_mean`; one degree of freedom is the centre's. A standard
-    deviation and not the MAD: the MAD of a few small integers is 0 or 1. NaN below two values.
-    Raises ValueError: no such stack, shapes differ.
+    Source: Kenney & Keeping 1962, Mathematics of Statistics, vol. 2: pi / (2 (n - 1) + pi).
     """
-    if centre.shape != stack.shape[1:]:
-        raise ValueError(f"centre is {centre.shape}, frames are {stack.shape[1:]}")
-    mean, used, squares = _clipped_moments(stack, sigma, None, valid)
-    squares = squares + used * (mean - centre) ** 2
-    freedom = np.where(used > 1, used - 1.0, np.nan)
-    noise: NDArray[np.float32] = np.sqrt(squares / freedom).astype(np.float32)
-    return noise
+    variance: Floats = (noise**2 * (np.pi / (2 * (n - 1) + np.pi))).astype(np.float32)
+    return variance
 
 
-def _clipped_moments(
-    stack: NDArray[Any],
-    sigma: float,
-    scale: NDArray[Any] | float | None,
-    valid: NDArray[Any] | None,
-) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.float64]]:
-    """Mean, number and sum of squares about the mean of the kept values, [row, x]."""
-    _check(stack, valid)
-    native, allowed = _prepared(stack, valid)
-    n, _, nx = native.shape
-    width = _chunk_px(n, native.itemsize)
-    given = np.empty((0, 0), dtype=np.float64)
-    if scale is not None:
-        given = np.ascontiguousarray(np.broadcast_to(scale, native.shape[1:]), dtype=np.float64)
-    buffer = np.empty((-(-nx // width), n, width), dtype=native.dtype)
-    unit = 0.0 if stack.dtype.kind == "f" else 1.0
-    moments: tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.float64]] = _clip(
-        native, allowed, _merge_exchange(n), given, float(sigma), 0.5 * unit, buffer
-    )
-    return moments
+def _prepared(
+    stack: NDArray[Any], valid: NDArray[Any] | None, zero: int
+) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """The stack as it is loaded, as floats where it must hold infinity; valid, or nothing.
 
-
-def _check(stack: NDArray[Any], valid: NDArray[Any] | None) -> None:
+    16-bit integers stay as they are stored: their bytes are swapped when they are in the cache.
+    """
     if stack.ndim != 3 or len(stack) == 0 or stack.dtype.kind not in "uif":
         raise ValueError(f"a stack [frame, row, x] of numbers is needed, not {stack.shape}")
     if valid is not None and valid.shape != stack.shape:
         raise ValueError(f"valid is {valid.shape}, the stack is {stack.shape}")
-
-
-def _prepared(
-    stack: NDArray[Any], valid: NDArray[Any] | None
-) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """The stack as native float32 (float64 where that loses digits), valid as uint8 or empty."""
+    if zero and (zero != _UNSIGNED_ZERO or stack.dtype.str[1:] != "i2"):
+        raise ValueError(f"zero {zero} is none of {stack.dtype}")
+    if valid is None and stack.dtype.str[1:] == "i2":
+        return np.ascontiguousarray(stack).view(np.int16), np.empty((0, 0, 0), dtype=np.uint8)
+    if zero:
+        stack = (stack.astype(np.int32) + zero).astype(np.uint16)
+    if valid is None and stack.dtype.str[1:] in _EXACT_KINDS:
+        native = np.ascontiguousarray(stack, dtype=stack.dtype.newbyteorder("="))
+        return native, np.empty((0, 0, 0), dtype=np.uint8)
     kind = np.float32 if stack.dtype.str[1:] in _KINDS_OF_FLOAT32 else np.float64
-    if valid is None:
-        return np.ascontiguousarray(stack, dtype=kind), np.empty((0, 0, 0), dtype=np.uint8)
-    return np.ascontiguousarray(stack, dtype=kind), np.ascontiguousarray(valid, dtype=np.uint8)
+    allowed = np.empty((0, 0, 0)) if valid is None else valid
+    return (
+        np.ascontiguousarray(stack, dtype=kind),
+        np.ascontiguousarray(allowed, dtype=np.uint8),
+    )
 
 
-def _chunk_px(n_frames: int, itemsize: int) -> int:
-    return max(64, _CHUNK_BYTES // (n_frames * itemsize) // 64 * 64)
+def _room(
+    stack: NDArray[Any], native: NDArray[Any], zero: int
+) -> tuple[NDArray[Any], NDArray[np.uint16], bool, np.uint16]:
+    """Room for a chunk [frame, x], the same as words where they need work, and which work."""
+    stored = native.dtype.str[1:] == "i2"
+    kind = np.dtype(np.uint16) if stored and zero else native.dtype
+    buffer = np.empty((len(native), _chunk_px(native)), dtype=kind)
+    swapped = stored and not stack.dtype.isnative
+    words = buffer.view(np.uint16) if swapped or kind != native.dtype else _NO_WORDS
+    return buffer, words, swapped, np.uint16(zero)
 
 
-def _merge_exchange(n: int) -> NDArray[np.int64]:
-    """Comparators [pair, 2] that sort n values, in order.
-
-    Source: Batcher 1968; Knuth, TAOCP 3, algorithm 5.2.2M.
-    """
-    pairs: list[tuple[int, int]] = []
-    top = 1 << max(0, (n - 1).bit_length() - 1)
-    p = top
-    while p > 0:
-        q, r, d = top, 0, p
-        while True:
-            pairs.extend((i, i + d) for i in range(n - d) if i & p == r)
-            if q == p:
-                break
-            d, q, r = q - p, q // 2, p
-        p //= 2
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
-
-
-def _pruned(network: NDArray[np.int64], *, wanted: set[int]) -> NDArray[np.int64]:
-    """The comparators that the `wanted` places of the sorted order depend on."""
-    needed = set(wanted)
-    kept: list[tuple[int, int]] = []
-    for i, j in reversed(network.tolist()):
-        if i in needed or j in needed:
-            needed.update((i, j))
-            kept.append((i, j))
-    return np.array(kept[::-1], dtype=np.int64).reshape(-1, 2)
+def _chunk_px(stack: NDArray[Any]) -> int:
+    """Columns sorted together; bits depend on it, so it goes by the frames and their type only."""
+    px = _CHUNK_BYTES // (len(stack) * stack.itemsize) // 64 * 64
+    return max(64, min(_MAX_CHUNK_PX, px))
 
 
 @njit(nogil=True, cache=True)
-def _exchange(buffer: NDArray[Any], network: NDArray[np.int64], width: int) -> None:
-    """Send each of `width` columns of buffer [value, column] through the network."""
-    for k in range(len(network)):
-        low = buffer[network[k, 0]]
-        high = buffer[network[k, 1]]
+def _copy(stack: NDArray[Any], y: int, x0: int, chunk: NDArray[Any], width: int) -> None:
+    for k in range(len(stack)):
+        source, place = stack[k, y, x0 : x0 + width], chunk[k]
         for x in range(width):
-            a = low[x]
-            b = high[x]
-            low[x] = a if a < b else b
-            high[x] = b if a < b else a
+            place[x] = source[x]
+
+
+@njit(nogil=True, cache=True)
+def _unfold(words: NDArray[np.uint16], swapped: bool, zero: np.uint16, width: int) -> None:
+    """Stored words to numbers: bytes in our order, and `zero` added, which is to flip a bit."""
+    for k in range(len(words)):
+        row = words[k]
+        if swapped:
+            for x in range(width):
+                word = row[x]
+                row[x] = np.uint16(np.uint16(word << 8) | np.uint16(word >> 8)) ^ zero
+        else:
+            for x in range(width):
+                row[x] ^= zero
 
 
 @njit(nogil=True, cache=True)
 def _median_of_integers(
-    stack: NDArray[Any], network: NDArray[np.int64], buffer: NDArray[Any]
+    stack: NDArray[Any],
+    network: NDArray[np.int64],
+    buffer: NDArray[Any],
+    words: NDArray[np.uint16],
+    swapped: bool,
+    zero: np.uint16,
+    pair: NDArray[Any],
 ) -> NDArray[np.float32]:
     n, ny, nx = stack.shape
+    half = pair.dtype.type(0.5)
+    low, high = pair[0], pair[1]
     median = np.empty((ny, nx), dtype=np.float32)
     step = buffer.shape[1]
     for y in range(ny):
         for x0 in range(0, nx, step):
             width = min(step, nx - x0)
-            for k in range(n):
-                source, place = stack[k, y, x0 : x0 + width], buffer[k]
-                for x in range(width):
-                    place[x] = source[x]
-            _exchange(buffer, network, width)
+            _copy(stack, y, x0, buffer, width)
+            if words.size:
+                _unfold(words, swapped, zero, width)
+            exchange(buffer, network, width)
             below = buffer[(n - 1) // 2]
             above = buffer[n // 2]
             for x in range(width):
-                median[y, x0 + x] = 0.5 * (np.float64(below[x]) + np.float64(above[x]))
+                low[x] = below[x]
+                high[x] = above[x]
+            row = median[y, x0 : x0 + width]
+            for x in range(width):
+                row[x] = half * (low[x] + high[x])
     return median
 
 
@@ -225,15 +239,6 @@ def _load(
 
 
 @njit(nogil=True, cache=True)
-def _middle(column: NDArray[Any], low: int, high: int) -> float:
-    """Median of the sorted column[low:high]; NaN where that is empty."""
-    if high <= low:
-        return np.nan
-    total = low + high
-    return 0.5 * (np.float64(column[(total - 1) // 2]) + np.float64(column[total // 2]))
-
-
-@njit(nogil=True, cache=True)
 def _median_of_valid(
     stack: NDArray[Any],
     valid: NDArray[np.uint8],
@@ -248,144 +253,58 @@ def _median_of_valid(
         for x0 in range(0, nx, step):
             width = min(step, nx - x0)
             _load(stack, valid, y, x0, buffer, count[:width])
-            _exchange(buffer, network, width)
+            exchange(buffer, network, width)
             for x in range(width):
-                median[y, x0 + x] = _middle(buffer[:, x], 0, count[x])
+                median[y, x0 + x] = middle_of(buffer[:, x], count[x])
     return median
 
 
 @njit(nogil=True, cache=True)
-def _median_deviation(column: NDArray[Any], n: int, median: float) -> float:
-    """Median of |value - median| of the sorted column[:n]: walk outwards from the middle."""
-    left, right = n // 2 - 1, n // 2
-    before, last = 0.0, 0.0
-    for _ in range(n // 2 + 1):
-        before = last
-        if right >= n or (left >= 0 and median - column[left] <= column[right] - median):
-            last = median - column[left]
-            left -= 1
-        else:
-            last = column[right] - median
-            right += 1
-    return last if n % 2 else 0.5 * (before + last)
-
-
-@njit(nogil=True, cache=True)
-def _mean_deviation(column: NDArray[Any], n: int, median: float) -> float:
-    total = 0.0
-    for k in range(n):
-        total += abs(column[k] - median)
-    return total / n
-
-
-@njit(nogil=True, cache=True)
-def _kept(column: NDArray[Any], n: int, reach: float) -> tuple[int, int]:
-    """Range of the sorted column[:n] within `reach` of its own median."""
-    low, high = 0, n
-    for _ in range(_MAX_ROUNDS):
-        median = _middle(column, low, high)
-        was = high - low
-        while low < high and column[low] < median - reach:
-            low += 1
-        while low < high and column[high - 1] > median + reach:
-            high -= 1
-        if high - low == was:
-            break
-    return low, high
-
-
-@njit(nogil=True, cache=True)
-def _median_of_known(values: NDArray[np.float64]) -> float:
-    """Upper median of what is not NaN, by Hoare's selection; 0 where nothing is."""
-    known = np.empty(len(values))
-    n = 0
-    for k in range(len(values)):
-        if values[k] == values[k]:
-            known[n] = values[k]
-            n += 1
-    if n == 0:
-        return 0.0
-    low, high, wanted = 0, n - 1, n // 2
-    while low < high:
-        pivot, i, j = known[(low + high) // 2], low, high
-        while i <= j:
-            while known[i] < pivot:
-                i += 1
-            while known[j] > pivot:
-                j -= 1
-            if i <= j:
-                known[i], known[j] = known[j], known[i]
-                i, j = i + 1, j - 1
-        if wanted <= j:
-            high = j
-        elif wanted >= i:
-            low = i
-        else:
-            break
-    median: float = known[wanted]
-    return median
-
-
-@njit(nogil=True, cache=True)
-def _row_scale(
-    buffer: NDArray[Any], count: NDArray[np.int64], scale: NDArray[np.float64], least: float
-) -> None:
-    """Noise of one value for each column of a row, as `clipped_mean` says."""
-    step = buffer.shape[2]
-    for x in range(len(scale)):
-        column = buffer[x // step, :, x % step]
-        scale[x] = np.nan
-        if count[x]:
-            median = _middle(column, 0, count[x])
-            scale[x] = 1.4826 * _median_deviation(column, count[x], median)
-    least = max(least, _median_of_known(scale))
-    for x in range(len(scale)):
-        scale[x] = max(scale[x], least)
-        if scale[x] == 0.0 and count[x]:
-            # More than half the values are equal: sigma of a normal law by its mean deviation.
-            column = buffer[x // step, :, x % step]
-            scale[x] = 1.2533 * _mean_deviation(column, count[x], _middle(column, 0, count[x]))
-
-
-@njit(nogil=True, cache=True)
-def _clip(
+def _combine(
     stack: NDArray[Any],
     valid: NDArray[np.uint8],
     network: NDArray[np.int64],
-    given: NDArray[np.float64],
+    whole: bool,
     sigma: float,
     least: float,
     buffer: NDArray[Any],
-) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.float64]]:
-    """Moments of `_clipped_moments`; buffer [chunk, frame, x] holds one sorted row."""
-    _, ny, nx = stack.shape
-    mean = np.full((ny, nx), np.nan)
-    used = np.zeros((ny, nx), dtype=np.int32)
-    squares = np.zeros((ny, nx))
-    scale = np.empty(nx)
-    count = np.empty(nx, dtype=np.int64)
-    step = buffer.shape[2]
+    words: NDArray[np.uint16],
+    swapped: bool,
+    zero: np.uint16,
+    deviations: NDArray[Any],
+    rows: NDArray[Any],
+    median: Floats,
+    mean: Floats,
+    noise: Floats,
+    used: NDArray[np.int32],
+) -> None:
+    """`combine`; buffer, deviations [frame, x] and rows [3, x] are room to work in."""
+    n, ny, nx = stack.shape
+    step = buffer.shape[1]
+    middle, scale, other = rows[0], rows[1], rows[2]
+    count = np.full(step, n, dtype=np.int64)
+    first, second = np.empty(step), np.empty(step)
+    wide = scale.dtype.type(sigma)
     for y in range(ny):
-        for chunk in range(len(buffer)):
-            x0 = chunk * step
-            _load(stack, valid, y, x0, buffer[chunk], count[x0 : x0 + step])
-            _exchange(buffer[chunk], network, min(step, nx - x0))
-        if given.size:
-            for x in range(nx):
-                scale[x] = given[y, x]
-        else:
-            _row_scale(buffer, count, scale, least)
-        for x in range(nx):
-            column = buffer[x // step, :, x % step]
-            low, high = _kept(column, count[x], sigma * scale[x])
-            used[y, x] = high - low
-            if high > low:
-                middle = _middle(column, low, high)
-                first, second = 0.0, 0.0
-                for k in range(low, high):
-                    deviation = column[k] - middle
-                    first += deviation
-                    second += deviation * deviation
-                mean[y, x] = middle + first / (high - low)
-                squares[y, x] = max(0.0, second - first * first / (high - low))
-    return mean, used, squares
+        for x0 in range(0, nx, step):
+            width = min(step, nx - x0)
+            counted = count[:width]
+            if whole:
+                _copy(stack, y, x0, buffer, width)
+                if words.size:
+                    _unfold(words, swapped, zero, width)
+            else:
+                _load(stack, valid, y, x0, buffer, counted)
+            exchange(buffer, network, width)
+            centre(buffer, counted, deviations, middle, other)
+            scales(deviations, counted, least, scale, other)
+            for x in range(width):
+                scale[x] *= wide
+            kept = used[y, x0 : x0 + width]
+            moments(deviations, scale, kept, first, second)
+            for x in range(width):
+                median[y, x0 + x] = middle[x]
+                m = np.float64(kept[x])
+                mean[y, x0 + x] = middle[x] + first[x] / m if m > 0 else np.nan
+                squares = second[x] - first[x] * first[x] / max(m, 1.0)
+                noise[y, x0 + x] = np.sqrt(max(0.0, squares) / (m - 1)) if m > 1 else np.nan

@@ -29,13 +29,6 @@ class Stack:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(self.total / self.weight)
 
-    @property
-    def scatter(self) -> Sums:
-        """Weighted standard deviation of the frames about the mean."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            variance = self.squares / self.weight - (self.total / self.weight) ** 2
-        return np.asarray(np.sqrt(np.clip(variance, 0, None)))
-
 
 def empty_stack(ny: int, nx: int) -> Stack:
     """A stack of no frame."""
@@ -51,27 +44,53 @@ def add_frame(
     weight: float,
     scale: float = 1.0,
     background_e: NDArray[Any] | None = None,
-    clip: tuple[Sums, Sums] | None = None,
+    against: Stack | None = None,
+    sigma: float = 4.0,
+    slope: float = 0.3,
 ) -> None:
     """Add one frame to the sums, bilinear between its four nearest pixels.
 
-    matrix [2, 3]: reference -> frame. Pixels count scale x (pixel - background). clip: mean and
-    allowed distance [y, x]; what lies further out is left out. A masked neighbour leaves it out.
+    matrix [2, 3]: reference -> frame. Pixels count scale x (pixel - background); a masked
+    neighbour leaves it out. weight: 1 / (variance of the sky then). against: the stack of all
+    frames, this one among them: what lies further than sigma scatters from what the others give
+    is left out; the scatter is at least the sky's. slope: of the mean, is allowed besides, so
+    that the flanks of stars are kept where the seeing varies.
     """
     nothing = np.zeros((0, 0))
     background = np.zeros((0, 0), np.float32) if background_e is None else as_pixels(background_e)
-    centre, reach = clip if clip is not None else (nothing, nothing)
+    all_of_them = Stack(nothing, nothing, nothing) if against is None else against
     _add(
         stack.total, stack.squares, stack.weight, as_pixels(pixels_e), as_mask(mask),
-        np.ascontiguousarray(matrix, dtype=np.float64), weight, scale, background, centre, reach,
+        np.ascontiguousarray(matrix, dtype=np.float64), weight, scale, background,
+        all_of_them.total, all_of_them.squares, all_of_them.weight, sigma, slope,
     )  # fmt: skip
+
+
+@njit(nogil=True, cache=True)
+def _is_outlier(
+    value: float, weight: float, total: float, squares: float, weights: float, sigma: float,
+    slope: float,
+) -> bool:  # fmt: skip
+    """Whether a value does not fit the other values of the sums that it is part of.
+
+    Against a scatter that holds the value itself, none of n stands out by more than
+    (n - 1) / sqrt(n) of it: at four sigma nothing would ever be clipped of 17 frames.
+    """
+    rest = weights - weight
+    if rest < 1.5 * weight:  # of two that differ neither is known to be right
+        return False
+    mean = (total - weight * value) / rest
+    variance = (squares - weight * value * value) / rest - mean * mean
+    reach = sigma * np.sqrt(max(variance, 1.0 / weight)) + slope * abs(mean)
+    return bool(abs(value - mean) > reach)
 
 
 @njit(nogil=True, cache=True)
 def _add(
     total: Sums, squares: Sums, weights: Sums, pixels: NDArray[np.float32],
     mask: NDArray[np.uint8], matrix: NDArray[np.float64], weight: float, scale: float,
-    background: NDArray[np.float32], centre: Sums, reach: Sums,
+    background: NDArray[np.float32], all_total: Sums, all_squares: Sums, all_weights: Sums,
+    sigma: float, slope: float,
 ) -> None:  # fmt: skip
     ny, nx = total.shape
     rows, columns = pixels.shape
@@ -93,7 +112,9 @@ def _add(
             if background.size:
                 value -= background[j, i]
             value *= scale
-            if centre.size and not abs(value - centre[y, x]) <= reach[y, x]:
+            if all_total.size and _is_outlier(
+                value, weight, all_total[y, x], all_squares[y, x], all_weights[y, x], sigma, slope
+            ):
                 continue
             total[y, x] += weight * value
             squares[y, x] += weight * value * value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,28 +11,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from nightloom.config import CalibrationSection
 from nightloom.engine.recipe import Made, Recipe
-from nightloom.errors import FrameError, ProductError
-from nightloom.image.calibrate import bad_from_dark, bad_from_flat, pair_gain
-from nightloom.image.combine import median_combine, stack_noise
+from nightloom.errors import ProductError
+from nightloom.frames.fits import pixel_dtype, read_pixels
+from nightloom.image.calibrate import MASK_BAD, bad_from_dark, bad_from_flat, pair_gain
+from nightloom.image.combine import combine, median_variance
 from nightloom.plan.recipes import PlannedFrame, PlannedMaster
-from nightloom.reduce.pixels import pixels_of
+from nightloom.reduce.sections import RowStack, Source, located, sections
 from nightloom.schema.cube import MASTER
 from nightloom.store.encodings import read_arrays, read_attributes, write_store
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-MASTER_VERSION = 4
-SECTION_BYTES = 32 << 20
+MASTER_VERSION = 5
+CLIP_SIGMA = 5.0
 MIN_FRAMES = 3  # with fewer, a cosmic ray stays in the median: said as a caveat
 FLAT_LOW, FLAT_HIGH = 0.02, 0.85  # usable level of a flat, as a fraction of saturation
 CACHE = 6
 UNSTEADY = 10.0  # scatter of a hot pixel over that of the others
 HOTTEST_ADU = 10000.0  # dark signal above the others': a sixth of 16 bits is gone
 
-log = logging.getLogger("nightloom")
 Floats = NDArray[np.float32]
 
 
@@ -60,12 +61,48 @@ class MasterPaths:
 
 
 @dataclass(frozen=True, slots=True)
+class Offset:
+    """Bias and dark [y, x], ADU, as far as there are; what a frame holds of them goes by time."""
+
+    bias: Floats | None
+    dark: Floats | None
+    dark_s: float
+
+    def within(self, exposure_s: float, rows: slice = slice(None)) -> Floats | None:
+        """What is to be subtracted from some rows of a frame, None where there is nothing."""
+        if self.dark is None:
+            return None if self.bias is None else self.bias[rows]
+        if self.bias is None:
+            return self.dark[rows]
+        share = np.float32(exposure_s / self.dark_s if self.dark_s > 0 else 0.0)
+        scaled: Floats = self.bias[rows] + share * (self.dark[rows] - self.bias[rows])
+        return scaled
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """A master [y, x]: its level, the noise of one frame about it, the variance of the level."""
+
+    level: Floats
+    noise: Floats
+    variance: Floats
+
+
+class MasterSettings(BaseModel):
+    """What a master depends on besides its frames: which frames those are is in its inputs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    combine: str
+
+
+@dataclass(frozen=True, slots=True)
 class MasterJob:
     image_type: str
     product: str
     frames: tuple[PlannedFrame, ...]
     paths: MasterPaths
-    settings: CalibrationSection
+    settings: MasterSettings
     attributes: dict[str, Any]
 
 
@@ -74,25 +111,23 @@ def master_recipe(root: Path, master: PlannedMaster, settings: CalibrationSectio
     upstream = [name for name in (master.choice.bias, master.choice.dark) if name]
     inputs = tuple(frame.identity for frame in master.frames)
     inputs += tuple((name, published_fingerprint(root, name)) for name in upstream)
-    # Which master is nearest is part of the inputs; what a median does has no settings.
+    chosen = MasterSettings(combine=settings.combine)
     recipe = Recipe(
-        master.product, inputs, None, MASTER_VERSION, job=None, finish=make_master,
+        master.product, inputs, chosen, MASTER_VERSION, job=None, finish=make_master,
         needs=tuple(upstream),
     )  # fmt: skip
     attributes = provenance(
         master.product,
         fingerprint=recipe.fingerprint,
         inputs=inputs,
-        settings=None,
+        settings=chosen,
         algorithm=MASTER_VERSION,
     )
     paths = MasterPaths(
         bias=current(root, master.choice.bias) if master.choice.bias else None,
         dark=current(root, master.choice.dark) if master.choice.dark else None,
     )
-    job = MasterJob(
-        master.kit.image_type, master.product, master.frames, paths, settings, attributes
-    )
+    job = MasterJob(master.kit.image_type, master.product, master.frames, paths, chosen, attributes)
     return replace(recipe, job=job)
 
 
@@ -101,33 +136,61 @@ def make_master(job: MasterJob, work: Path, _: list[Any]) -> Made:
 
     A frame that can't be read is left out with a caveat; without any, the product fails.
     """
-    frames, caveats = _readable(job.frames)
-    if not frames:
+    sources, caveats = located(job.frames, work)
+    if not sources:
         raise ProductError(where=job.product, why=f"none of {len(job.frames)} frames is usable")
     measured: dict[str, float] = {}
     if job.image_type == "flat":
-        level, noise, frames, more = _flat(job, frames)
-        measured["gain_e_per_adu"] = _measured_gain(job, frames)
+        planes, sources, more = _flat(job, sources)
+        measured["gain_e_per_adu"] = _measured_gain(job, sources)
         caveats += more
-        bad = bad_from_flat(level)
+        bad = bad_from_flat(planes.level)
     else:
-        level, noise = _median(frames)
-        bad = np.zeros(level.shape, np.uint8)
-        if job.image_type == "dark":
-            bad = _harmful(level, noise, bad_from_dark(level, noise=noise))
-    if len(frames) < MIN_FRAMES:
-        caveats += (f"of {len(frames)} frames only",)
+        planes = _combined(sections(sources), sources, job.settings)
+        bad = _unusable(job.image_type, planes, sources)
+    if len(sources) < MIN_FRAMES:
+        caveats += (f"of {len(sources)} frames only",)
     attributes = job.attributes | {k: v for k, v in measured.items() if np.isfinite(v)}
     attributes |= {
         "image_type": job.image_type,
         "units": "1" if job.image_type == "flat" else "adu",
-        "exposure_s": frames[0].exposure_s,
-        "n_frames": len(frames),
-        "frames": [frame.path for frame in frames],
+        "exposure_s": sources[0].frame.exposure_s,
+        "n_frames": len(sources),
+        "frames": [source.frame.path for source in sources],
     }
-    arrays: dict[str, NDArray[Any]] = {"level": level, "noise": noise, "bad": bad}
+    arrays: dict[str, NDArray[Any]] = {
+        "level": planes.level, "noise": planes.noise, "variance": planes.variance, "bad": bad
+    }  # fmt: skip
     write_store(work / "master.zarr", MASTER, arrays, attributes=attributes)
     return Made(caveats=caveats)
+
+
+def _combined(
+    parts: Iterable[RowStack], sources: Sequence[Source], settings: MasterSettings
+) -> Planes:
+    """Level, noise and variance of a stack that comes section by section."""
+    shape = (sources[0].frame.ny, sources[0].frame.nx)
+    planes = Planes(*(np.empty(shape, np.float32) for _ in range(3)))
+    for part in parts:
+        rows, made = part.rows, combine(part.stored, sigma=CLIP_SIGMA, zero=part.zero)
+        planes.noise[rows] = made.noise
+        if settings.combine == "median":
+            planes.level[rows] = made.median
+            planes.variance[rows] = median_variance(made.noise, made.used)
+        else:
+            planes.level[rows] = made.mean
+            planes.variance[rows] = made.noise**2 / np.maximum(made.used, 1)
+    return planes
+
+
+def _unusable(image_type: str, planes: Planes, sources: Sequence[Source]) -> NDArray[np.uint8]:
+    """Pixels of a bias or dark whose number is none, or whose light no subtraction gives back."""
+    bad = np.where(np.isfinite(planes.level), np.uint8(0), np.uint8(MASK_BAD))
+    if image_type == "dark":
+        full = min(saturation_of(s.frame, pixel_dtype(s.hdu)) for s in sources)
+        bad[planes.level >= full] = MASK_BAD
+        bad |= _harmful(planes.level, planes.noise, bad_from_dark(planes.level, noise=planes.noise))
+    return bad
 
 
 def _harmful(level: Floats, noise: Floats, hot: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -142,98 +205,77 @@ def _harmful(level: Floats, noise: Floats, hot: NDArray[np.uint8]) -> NDArray[np
     return np.where(flickers | (level - middle > HOTTEST_ADU), hot, np.uint8(0))
 
 
-def _readable(
-    frames: tuple[PlannedFrame, ...],
-) -> tuple[tuple[PlannedFrame, ...], tuple[str, ...]]:
-    good: list[PlannedFrame] = []
-    caveats: tuple[str, ...] = ()
-    for frame in frames:
-        try:
-            pixels_of(frame, rows=slice(frame.ny - 1, frame.ny))
-            good.append(frame)
-        except FrameError as error:
-            log.warning("left out of the master: %s", error)
-            caveats += (f"{frame.path} left out: {error.why}",)
-    return tuple(good), caveats
-
-
-def _sections(frames: tuple[PlannedFrame, ...], bytes_a_pixel: int) -> list[slice]:
-    ny, nx = frames[0].ny, frames[0].nx
-    rows = max(1, SECTION_BYTES // (bytes_a_pixel * nx * len(frames)))
-    return [slice(a, min(a + rows, ny)) for a in range(0, ny, rows)]
-
-
-def _median(frames: tuple[PlannedFrame, ...]) -> tuple[Floats, Floats]:
-    """Exact median and scatter of raw frames, section by section."""
-    level = np.empty((frames[0].ny, frames[0].nx), np.float32)
-    noise = np.empty_like(level)
-    for rows in _sections(frames, 2):
-        stack = np.stack([pixels_of(frame, rows=rows) for frame in frames])
-        level[rows] = median_combine(stack)
-        noise[rows] = stack_noise(stack, level[rows])
-    return level, noise
-
-
 def _flat(
-    job: MasterJob, frames: tuple[PlannedFrame, ...]
-) -> tuple[Floats, Floats, tuple[PlannedFrame, ...], tuple[str, ...]]:
-    """Flats less their offset, each over its own level before the median is taken."""
-    offsets = [calibration_of(job.paths, frame.exposure_s).offset for frame in frames]
+    job: MasterJob, sources: tuple[Source, ...]
+) -> tuple[Planes, tuple[Source, ...], tuple[str, ...]]:
+    """Flats less their offset, each over its own level before they are combined."""
+    offset = offset_of(job.paths)
     caveats: tuple[str, ...] = ()
     levels: list[float] = []
-    used: list[int] = []
-    for k, frame in enumerate(frames):
-        raw = pixels_of(frame)
-        full = saturation_of(frame, raw.dtype)
-        middle = float(np.median(_less(raw, offsets[k], slice(None))))
+    used: list[Source] = []
+    for source in sources:
+        raw = read_pixels(source.file, source.hdu.index)
+        full = saturation_of(source.frame, raw.dtype)
+        middle = float(np.median(_less(raw, offset.within(source.frame.exposure_s))))
         raw_middle = float(np.median(raw))
-        if not FLAT_LOW * full < raw_middle < FLAT_HIGH * full or middle <= 0:
-            caveats += (f"{frame.path} left out: level {raw_middle:.0f} adu",)
+        if not FLAT_LOW * full < raw_middle < FLAT_HIGH * full or not middle > 0:
+            caveats += (f"{source.frame.path} left out: level {raw_middle:.0f} adu",)
             continue
         levels.append(middle)
-        used.append(k)
+        used.append(source)
     if not used:
         raise ProductError(where=job.product, why="no flat has a usable level: " + caveats[0])
-    level = np.empty((frames[0].ny, frames[0].nx), np.float32)
-    noise = np.empty_like(level)
-    for rows in _sections(frames, 4):
-        stack = np.stack(
-            [
-                _less(pixels_of(frames[k], rows=rows), offsets[k], rows) / np.float32(middle)
-                for k, middle in zip(used, levels, strict=True)
-            ]
-        )
-        level[rows] = median_combine(stack)
-        noise[rows] = stack_noise(stack, level[rows])
+    planes = _combined(_normalised(used, levels, offset), used, job.settings)
     if job.paths.bias is None and job.paths.dark is None:
         caveats += ("no bias or dark taken off the flats",)
-    scale = np.float32(np.median(level))
-    return level / scale, noise / scale, tuple(frames[k] for k in used), caveats
+    scale = np.float32(np.nanmedian(planes.level))
+    planes = Planes(planes.level / scale, planes.noise / scale, planes.variance / scale**2)
+    return planes, tuple(used), caveats
 
 
-def _measured_gain(job: MasterJob, frames: tuple[PlannedFrame, ...]) -> float:
+def _normalised(
+    sources: Sequence[Source], levels: Sequence[float], offset: Offset
+) -> Iterator[RowStack]:
+    """Sections of flats less their offset and over their level; NaN where one is saturated."""
+    for part in sections(sources):
+        values = np.empty(part.stored.shape, np.float32)
+        for k, (source, level) in enumerate(zip(sources, levels, strict=True)):
+            raw = part.pixels(k)
+            values[k] = _less(raw, offset.within(source.frame.exposure_s, part.rows))
+            values[k] /= np.float32(level)
+            values[k][raw >= saturation_of(source.frame, raw.dtype)] = np.nan
+        yield RowStack(part.rows, values, 0)
+
+
+def _measured_gain(job: MasterJob, sources: tuple[Source, ...]) -> float:
     """Median gain over neighbouring pairs of the flats; NaN without a bias, or with one flat."""
     if job.paths.bias is None:
         return float("nan")
-    read_noise_adu = float(np.median(read_arrays(job.paths.bias, ["noise"])["noise"]))
+    read_noise_adu = _typical(read_arrays(job.paths.bias, ["noise"])["noise"])
+    offset = offset_of(job.paths)
     gains = []
-    for one, other in itertools.pairwise(frames):
+    for one, other in itertools.pairwise(sources):
         pair = [
             _less(
-                pixels_of(frame),
-                calibration_of(job.paths, frame.exposure_s).offset,
-                slice(None),
+                read_pixels(source.file, source.hdu.index),
+                offset.within(source.frame.exposure_s),
             )
-            for frame in (one, other)
+            for source in (one, other)
         ]
         gains.append(pair_gain(pair[0], pair[1], read_noise_adu=read_noise_adu))
     known = [gain for gain in gains if np.isfinite(gain)]
     return float(np.median(known)) if known else float("nan")
 
 
-def _less(raw: NDArray[Any], offset: Floats | None, rows: slice) -> Floats:
+def _less(raw: NDArray[Any], offset: Floats | None) -> Floats:
     pixels = raw.astype(np.float32)
-    return pixels if offset is None else pixels - offset[rows]
+    return pixels if offset is None else pixels - offset
+
+
+def _typical(plane: Floats) -> float:
+    """Median of what is a number, NaN where nothing is."""
+    known = plane[np.isfinite(plane)]
+    return float(np.median(known)) if known.size else float("nan")
 
 
 def saturation_of(frame: PlannedFrame, dtype: np.dtype[Any]) -> float:
@@ -245,6 +287,17 @@ def saturation_of(frame: PlannedFrame, dtype: np.dtype[Any]) -> float:
     return float("inf")
 
 
+def offset_of(paths: MasterPaths) -> Offset:
+    """Bias and dark of some masters."""
+    bias, dark, dark_s = None, None, 0.0
+    if paths.bias is not None:
+        bias = read_arrays(paths.bias, ["level"])["level"]
+    if paths.dark is not None:
+        dark = read_arrays(paths.dark, ["level"])["level"]
+        dark_s = float(read_attributes(paths.dark)["exposure_s"])
+    return Offset(bias, dark, dark_s)
+
+
 @lru_cache(maxsize=CACHE)
 def calibration_of(paths: MasterPaths, exposure_s: float) -> Calibration:
     """Offset, inverse flat and bad pixels for frames of one exposure time.
@@ -252,27 +305,22 @@ def calibration_of(paths: MasterPaths, exposure_s: float) -> Calibration:
     A dark of another exposure is scaled about the bias; without a bias it is used only as it
     is. Kept in the worker for the next frames: at most `CACHE` of them.
     """
-    bias, read_noise_adu, gain = None, float("nan"), float("nan")
+    parts = offset_of(paths)
+    offset = parts.within(exposure_s)
+    read_noise_adu, gain, dark_adu, bad = float("nan"), float("nan"), 0.0, None
     if paths.bias is not None:
-        arrays = read_arrays(paths.bias, ["level", "noise"])
-        bias, read_noise_adu = arrays["level"], float(np.median(arrays["noise"]))
-    offset, dark_adu, bad = bias, 0.0, None
+        read_noise_adu = _typical(read_arrays(paths.bias, ["noise"])["noise"])
     if paths.dark is not None:
-        arrays = read_arrays(paths.dark, ["level", "bad"])
-        dark_s = float(read_attributes(paths.dark)["exposure_s"])
-        offset, bad = arrays["level"], arrays["bad"]
-        if bias is not None:
-            share = np.float32(exposure_s / dark_s if dark_s > 0 else 0.0)
-            offset = bias + share * (arrays["level"] - bias)
-            dark_adu = max(0.0, float(np.median(offset - bias)))
+        bad = read_arrays(paths.dark, ["bad"])["bad"]
+        if parts.bias is not None and offset is not None:
+            dark_adu = max(0.0, _typical(offset - parts.bias))
     inverse_flat, flat_err = None, 0.0
     if paths.flat is not None:
-        arrays = read_arrays(paths.flat, ["level", "noise", "bad"])
-        facts = read_attributes(paths.flat)
-        n_frames, gain = int(facts["n_frames"]), float(facts.get("gain_e_per_adu", "nan"))
+        arrays = read_arrays(paths.flat, ["level", "variance", "bad"])
+        gain = float(read_attributes(paths.flat).get("gain_e_per_adu", "nan"))
         good = arrays["bad"] == 0
         inverse_flat = np.ones_like(arrays["level"])
         inverse_flat[good] = 1 / arrays["level"][good]
-        flat_err = float(np.median(arrays["noise"])) / np.sqrt(n_frames)
+        flat_err = float(np.sqrt(np.nan_to_num(_typical(arrays["variance"]))))
         bad = arrays["bad"] if bad is None else bad | arrays["bad"]
     return Calibration(offset, inverse_flat, bad, dark_adu, flat_err, gain, read_noise_adu)

@@ -17,15 +17,16 @@ def pixels_of(frame: PlannedFrame, *, rows: slice | None = None) -> NDArray[Any]
     Raises FrameError: they can't be read. TransientError: the file is gone, or not the size it was
     when it was scanned: what is made of it would carry the fingerprint of another.
     """
-    _require_unchanged(frame)
+    require_unchanged(frame)
     try:
         return read_pixels(frame.file, frame.hdu, rows=rows)
     except FrameError:
-        _require_unchanged(frame)
+        require_unchanged(frame)
         raise
 
 
-def _require_unchanged(frame: PlannedFrame) -> None:
+def require_unchanged(frame: PlannedFrame) -> None:
+    """Raises TransientError: the file is gone, or not of the size it had when it was scanned."""
     try:
         size = frame.file.stat().st_size
     except OSError as error:

@@ -39,10 +39,12 @@ from nightloom.store.encodings import read_attributes, write_store
 from nightloom.store.products import current
 from nightloom.store.provenance import provenance
 
-REFERENCE_VERSION = 2
+REFERENCE_VERSION = 3
 MIN_QUALITY = 0.4  # of the best frame's, to enter the stack
 TRIED_AS_REFERENCE = 5
 CLIP_SIGMA = 4.0
+CLIP_SLOPE = 0.3  # of the mean: what seeing may change on the flank of a star
+MIN_CLIPPED = 3
 MIN_DEPTH = 0.3  # of the deepest pixel's weight, for stars to be listed there
 
 log = logging.getLogger("nightloom")
@@ -255,37 +257,46 @@ def make_reference(job: ReferenceJob, work: Path, _: list[Any]) -> Made:
     return Made(caveats=(f"{lost} of the chosen frames could not be stacked",) if lost else ())
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A frame as it enters the stack: scale makes its stars as bright as the first frame's."""
+
+    exposure: Exposure
+    matrix: NDArray[np.float64]
+    background_e: NDArray[np.float32]
+    weight: float
+    scale: float
+
+
 def _stack(job: ReferenceJob) -> tuple[Stack, list[CalibratedFrame], dict[str, float]]:
     """Weighted mean of the frames on the grid of the first, outliers clipped in a second pass."""
-    first, facts, reference_xy = _grid(job)
+    first, facts, stars = _grid(job)
     plain = empty_stack(*first.pixels_e.shape)
-    matrices: list[tuple[CalibratedFrame, NDArray[np.float64], float]] = []
+    used: list[CalibratedFrame] = []
     for item in job.frames:
-        placed = _placed(item, job, reference_xy, facts["fwhm_px"])
-        if placed is None:
-            continue
-        exposure, matrix, background, weight = placed
-        add_frame(
-            plain, exposure.pixels_e, exposure.mask, matrix, weight=weight, background_e=background
-        )
-        matrices.append((item, matrix, weight))
-    if len(matrices) < 3:
-        return plain, [item for item, _, _ in matrices], facts
-    # A floor of the noise keeps steep slopes of stars, where seeing varies, from being clipped.
-    reach = CLIP_SIGMA * plain.scatter + 0.3 * np.abs(plain.mean)
-    clipped = empty_stack(*first.pixels_e.shape)
-    for item, matrix, weight in matrices:
-        placed = _placed(item, job, reference_xy, facts["fwhm_px"])
+        placed = _placed(item, job, stars, facts["fwhm_px"])
         if placed is not None:
-            exposure, _, background, _ = placed
-            add_frame(
-                clipped, exposure.pixels_e, exposure.mask, matrix, weight=weight,
-                background_e=background, clip=(plain.mean, reach),
-            )  # fmt: skip
-    return clipped, [item for item, _, _ in matrices], facts
+            _add_placed(plain, placed, against=None)
+            used.append(item)
+    if len(used) < MIN_CLIPPED:
+        return plain, used, facts
+    clipped = empty_stack(*first.pixels_e.shape)
+    for item in used:
+        placed = _placed(item, job, stars, facts["fwhm_px"])
+        if placed is not None:
+            _add_placed(clipped, placed, against=plain)
+    return clipped, used, facts
 
 
-def _grid(job: ReferenceJob) -> tuple[Exposure, dict[str, float], NDArray[np.float64]]:
+def _add_placed(stack: Stack, placed: Placed, *, against: Stack | None) -> None:
+    add_frame(
+        stack, placed.exposure.pixels_e, placed.exposure.mask, placed.matrix, weight=placed.weight,
+        scale=placed.scale, background_e=placed.background_e, against=against, sigma=CLIP_SIGMA,
+        slope=CLIP_SLOPE,
+    )  # fmt: skip
+
+
+def _grid(job: ReferenceJob) -> tuple[Exposure, dict[str, float], Detections]:
     item = job.frames[0]
     first = expose(
         item.frame,
@@ -296,15 +307,19 @@ def _grid(job: ReferenceJob) -> tuple[Exposure, dict[str, float], NDArray[np.flo
     sight = look(first, fwhm_px=START_FWHM_PX, settings=job.photometry)
     if not sight.psf.n_stars:
         raise ProductError(where=job.product, why=f"{item.frame.path} shows no usable star")
-    xy = np.column_stack([sight.stars.x_px, sight.stars.y_px])
     saturated = (first.mask & MASK_SATURATED) != 0
     lowest = float(first.pixels_e[saturated].min()) if saturated.any() else float("inf")
-    return first, {"fwhm_px": sight.psf.fwhm_px, "saturation_e": lowest}, xy
+    return first, {"fwhm_px": sight.psf.fwhm_px, "saturation_e": lowest}, sight.stars
 
 
 def _placed(
-    item: CalibratedFrame, job: ReferenceJob, reference_xy: NDArray[np.float64], fwhm_px: float
-) -> tuple[Exposure, NDArray[np.float64], NDArray[np.float32], float] | None:
+    item: CalibratedFrame, job: ReferenceJob, stars: Detections, fwhm_px: float
+) -> Placed | None:
+    """The frame against the stars of the first; None, and a line in the log, where it is no use.
+
+    The weight is that of Zackay & Ofek 2017 (ApJ 836, 187), transparency^2 / sky variance: the
+    inverse variance of the sky once the frame is scaled.
+    """
     try:
         exposure = expose(
             item.frame,
@@ -316,13 +331,35 @@ def _placed(
         log.warning("not stacked: %s", error)
         return None
     sight = look(exposure, fwhm_px=fwhm_px, settings=job.photometry)
-    found = place(reference_xy, sight, settings=job.photometry)
+    found = place(np.column_stack([stars.x_px, stars.y_px]), sight, settings=job.photometry)
     if not isinstance(found, Alignment):
         log.warning("not stacked: %s: %s", item.frame.path, found.reason)
         return None
+    transparency = _transparency(stars, sight.stars, found.matrix, fwhm_px)
+    if not transparency > 0:
+        log.warning("not stacked: %s: no star tells its transparency", item.frame.path)
+        return None
     background = background_image(sight.background, *exposure.pixels_e.shape)
-    noise = float(np.median(sight.background.noise))
-    return exposure, found.matrix, background, 1.0 / max(noise, 1e-6) ** 2
+    noise = float(np.median(sight.background.noise)) / transparency
+    weight = 1.0 / max(noise, 1e-6) ** 2
+    return Placed(exposure, found.matrix, background, weight, 1.0 / transparency)
+
+
+def _transparency(
+    stars: Detections, seen: Detections, matrix: NDArray[np.float64], fwhm_px: float
+) -> float:
+    """Median of the fluxes in a frame over those in the first, of the same clean stars."""
+    clean = np.flatnonzero(~(stars.saturated | stars.blended) & (stars.flux_e > 0))
+    other = np.flatnonzero(~(seen.saturated | seen.blended) & (seen.flux_e > 0))
+    if not len(clean) or not len(other):
+        return float("nan")
+    x = matrix @ np.stack([stars.x_px[clean], stars.y_px[clean], np.ones(len(clean))])
+    far = np.hypot(x[0][:, None] - seen.x_px[other], x[1][:, None] - seen.y_px[other])
+    nearest = far.argmin(axis=1)
+    same = far[np.arange(len(clean)), nearest] < 0.5 * fwhm_px
+    if not same.any():
+        return float("nan")
+    return float(np.median(seen.flux_e[other[nearest[same]]] / stars.flux_e[clean[same]]))
 
 
 def _star_list(

@@ -94,6 +94,7 @@ _YX = ("y", "x")
 MASTER: tuple[Variable, ...] = (
     Variable("level", _YX, "float32", "", "master: ADU for bias and dark, relative for flat"),
     Variable("noise", _YX, "float32", "", "scatter of one frame about it, in its unit"),
+    Variable("variance", _YX, "float32", "", "variance of the level itself, in its unit squared"),
     Variable("bad", _YX, "uint8", "", "1 where the pixel is hot, dead or hardly lit"),
 )
 
