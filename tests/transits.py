@@ -30,6 +30,7 @@ class Fit:
     t0: float
     residual: float
     p2p: float
+    red: float  # scatter of means of 8 neighbours over what white noise would give
     n: int
 
 
@@ -65,6 +66,7 @@ def fit_transit(
     start = np.array([rp_rs, t0, np.median(flux), 0.0])
     found = least_squares(away, start, x_scale=[0.01, 0.01, 0.01, 0.01])
     n = len(flux)
+    eights = found.fun[: n // 8 * 8].reshape(-1, 8).mean(axis=1)
     variance = np.sum(found.fun**2) / (n - len(start))
     covariance = np.linalg.inv(found.jac.T @ found.jac) * variance
     return Fit(
@@ -73,5 +75,6 @@ def fit_transit(
         t0=float(found.x[1]),
         residual=float(np.std(found.fun)),
         p2p=float(np.std(np.diff(flux)) / np.sqrt(2)),
+        red=float(np.std(eights) / (np.std(found.fun) / np.sqrt(8))),
         n=n,
     )

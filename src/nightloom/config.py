@@ -86,6 +86,7 @@ class CalibrationSection(Section):
     max_days_flat: int = Field(60, ge=0)
     max_temp_difference_c: float = Field(2.0, gt=0)
     combine: Literal["median", "clipped_mean"] = "median"
+    lights_map: bool | None = None  # hot pixels from the frames; None: where there is no dark
     trim_px: int = Field(0, ge=0)  # ignored border: left, right, bottom and top
     cosmic_rays: bool = False  # needs astroscrappy; costs more than all the rest of a frame
 

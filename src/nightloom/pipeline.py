@@ -286,6 +286,7 @@ def reduce(run: Run, made: Plan) -> None:
     root, config = run.root, run.config
     run.make(stages.master_recipes(root, made, config, flats=False))
     run.make(stages.master_recipes(root, made, config, flats=True))
+    run.make(stages.lights_recipes(root, made, config))
     run.make(_references(run, made))
     run.make(stages.plate_recipes(root, made, config))
     run.make(stages.stars_recipes(root, made, config))

@@ -14,8 +14,9 @@ from nightloom.errors import ProductError
 from nightloom.gather.differential import ensemble_recipe
 from nightloom.gather.join import field_recipe
 from nightloom.gather.lightcurve import lightcurve_product, lightcurve_recipe
-from nightloom.plan.recipes import Plan, PlannedCube, PlannedFrame
-from nightloom.reduce.cube import calibrated_frames, cube_recipe
+from nightloom.plan.recipes import Plan, PlannedFrame
+from nightloom.reduce.cube import calibrated_frames, cube_recipe, masters_of
+from nightloom.reduce.lights import lights_recipe
 from nightloom.reduce.masters import master_recipe
 from nightloom.reduce.reference import (
     CalibratedFrame,
@@ -31,7 +32,7 @@ from nightloom.reduce.stars import plate_recipe, stars_recipe
 from nightloom.schema.cube import TARGETS
 from nightloom.store.encodings import read_arrays
 from nightloom.store.ledger import Expected
-from nightloom.store.products import current
+from nightloom.store.products import current, published_fingerprint
 
 MapItems = Callable[
     [Callable[[CalibratedFrame], Candidate], list[CalibratedFrame]], Iterable[TaskResult]
@@ -47,13 +48,26 @@ def master_recipes(root: Path, plan: Plan, config: Config, *, flats: bool) -> li
     ]
 
 
+def lights_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
+    """Maps of hot pixels from the frames of a night, where the plan wants them."""
+    recipes = []
+    for cube in plan.cubes:
+        if cube.lights:
+            bare = replace(cube, choices=tuple(replace(c, lights="") for c in cube.choices))
+            masters = tuple((n, published_fingerprint(root, n)) for n in masters_of((cube,)))
+            items = calibrated_frames(root, bare, config)
+            recipes.append(lights_recipe(cube, items, masters, config))
+    return recipes
+
+
 def reference_of(root: Path, plan: Plan, config: Config, field: str) -> Recipe:
     """Recipe of a field's reference: the pinned one, or one whose frames are still to be chosen."""
     product = f"reference/{field}"
-    masters = _masters_of(plan.cubes_of(field))
+    masters = masters_of(plan.cubes_of(field))
     pinned = pinned_inputs(root, product, reference_settings(config))
     recipe = reference_recipe(product, (), config, inputs=pinned or (("frames", "to choose"),))
-    return recipe if pinned else replace(recipe, needs=masters)
+    lights = tuple(cube.lights for cube in plan.cubes_of(field) if cube.lights)
+    return recipe if pinned else replace(recipe, needs=masters, uses=lights)
 
 
 def chosen_reference(
@@ -159,6 +173,7 @@ def all_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
     return [
         *master_recipes(root, plan, config, flats=False),
         *master_recipes(root, plan, config, flats=True),
+        *lights_recipes(root, plan, config),
         *(reference_of(root, plan, config, field) for field in plan.fields),
         *plate_recipes(root, plan, config),
         *stars_recipes(root, plan, config),
@@ -195,8 +210,3 @@ def _pairs(plan: Plan) -> list[tuple[str, str]]:
 
 def _frames_of(plan: Plan, field: str) -> tuple[PlannedFrame, ...]:
     return tuple(frame for cube in plan.cubes_of(field) for frame in cube.frames)
-
-
-def _masters_of(cubes: Iterable[PlannedCube]) -> tuple[str, ...]:
-    names = {name for cube in cubes for c in cube.choices for name in (c.bias, c.dark, c.flat)}
-    return tuple(sorted(names - {""}))

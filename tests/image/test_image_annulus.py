@@ -63,12 +63,33 @@ def test_level_error_and_noise_of_a_plain_sky() -> None:
 
 
 @pytest.mark.parametrize("level", [7.0, 7.2, 7.5, 7.9])
-def test_whole_numbers_do_not_lock_the_level(level: float) -> None:
+@pytest.mark.parametrize("noise", [0.7, 1.3, 5.0])
+@pytest.mark.parametrize("uneven", [0.0, 0.03])
+def test_whole_numbers_do_not_lock_the_level(level: float, noise: float, uneven: float) -> None:
+    """Nor do they when a flat or a subtracted map of hot pixels has untied them a little."""
     rng = np.random.default_rng(7)
-    pixels = np.rint(rng.normal(level, 2.0, (200, 200))).astype(np.float32)
+    counts = np.rint(rng.normal(level, noise, (200, 200)))
+    counts += rng.normal(0, uneven, counts.shape)
+    pixels = (2.5 * counts).astype(np.float32)
     mask = np.zeros(pixels.shape, dtype=np.uint8)
-    rings = annulus_background(pixels, mask, [100.0], [100.0], inner_px=20, outer_px=90)
-    assert_allclose(rings.level_e, level, atol=0.06)
+    rings = annulus_background(pixels, mask, [100.0], [100.0], inner_px=20, outer_px=90, step_e=2.5)
+    # Noise of 0.7 counts is as coarse as it gets: a straight line is not quite its distribution.
+    chance = 5 * noise * 1.2533 / np.sqrt(24000)
+    assert_allclose(rings.level_e / 2.5, level, atol=max(chance, 0.035))
+
+
+def test_spread_over_a_step_the_median_is_that_of_the_spread_values() -> None:
+    rng = np.random.default_rng(17)
+    pixels = np.rint(rng.normal(3, 1.2, (60, 60))).astype(np.float32)
+    spread = pixels + rng.uniform(-0.5, 0.5, (4000, 60, 60))
+    mask = np.zeros(pixels.shape, dtype=np.uint8)
+    rings = annulus_background(
+        pixels, mask, [30.0], [30.0], inner_px=3, outer_px=6, step_e=1.0, clip_sigma=50.0
+    )
+    j, i = np.indices(pixels.shape)
+    d2 = (i - 30) ** 2 + (j - 30) ** 2
+    inside = (d2 >= 9) & (d2 < 36)
+    assert_allclose(rings.level_e[0], np.median(spread[:, inside]), atol=0.01)
 
 
 def test_flat_sky_reads_the_same_at_the_edge_and_in_the_corner() -> None:

@@ -7,6 +7,7 @@ when its scatter is clearly below that of the one held, so chance alone does not
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ Ints = NDArray[np.int64]
 
 _CLEARLY = 0.98  # of the scatter held: what is not below is no better
 _MIN_PAIRS = 3
+_OUTLIER = 4.0  # sigma
 _MIN_SHARE = 0.5  # of the pairs of the star's fullest aperture so far
 
 
@@ -161,10 +163,29 @@ def _night_index(night: Array) -> Ints:
 def _scatter(curve: Floats, counts: Bools, night: Ints) -> tuple[Floats, Ints]:
     """Scatter of one epoch from the differences of neighbours, and how many there are.
 
-    Median of their absolute values over 0.6745 sqrt(2): a Gaussian's standard deviation.
+    Their rms over sqrt(2), outliers beyond 4 sigma (1.4826 medians of absolute values) left out.
+    The median alone uses a third of what the steps tell, and over a night's hundred of them its
+    luck (a tenth) would choose among apertures that differ by less.
     """
     steps, pairs = _steps(curve, counts, night)
-    return 1.4826 / np.sqrt(2.0) * row_medians(steps, steps >= 0), pairs
+    reach = _OUTLIER * 1.4826 * row_medians(steps, steps >= 0)
+    return _rms_within(steps, reach) / np.sqrt(2.0), pairs
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _rms_within(steps: NDArray[np.float32], reach: Floats) -> Floats:
+    """Root mean square of each row's values up to its reach; NaN where there is none."""
+    out = np.full(len(steps), np.nan)
+    for s in range(len(steps)):
+        total, n = 0.0, 0
+        for t in range(steps.shape[1]):
+            value = np.float64(steps[s, t])
+            if value <= reach[s]:
+                total += value * value
+                n += 1
+        if n:
+            out[s] = math.sqrt(total / n)
+    return out
 
 
 @njit(nogil=True, cache=True)

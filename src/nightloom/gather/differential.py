@@ -22,7 +22,7 @@ from nightloom.store.encodings import read_arrays, read_attributes, write_store
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-ENSEMBLE_VERSION = 3
+ENSEMBLE_VERSION = 4
 # A star with one of these is no comparison at that epoch; a frame with one decides nothing.
 UNUSABLE_STAR = (
     BITS["saturated"]

@@ -199,7 +199,7 @@ def bad_from_flat(flat: NDArray[Any], *, low: float = 0.5, high: float = 1.5) ->
     square of 64 pixels (vignetting is not), or below a tenth of the median of the whole.
     Raises ValueError: no [y, x].
     """
-    level, _ = _by_tiles(flat)
+    level, _ = levels_by_tiles(flat)
     with np.errstate(invalid="ignore"):
         good = (flat > 0) & (flat > low * level) & (flat < high * level)
         usable = flat[np.isfinite(flat) & (flat > 0)]
@@ -208,12 +208,12 @@ def bad_from_flat(flat: NDArray[Any], *, low: float = 0.5, high: float = 1.5) ->
 
 
 def _outstanding(plane: NDArray[Any], sigma: float) -> NDArray[np.bool_]:
-    level, scatter = _by_tiles(plane)
+    level, scatter = levels_by_tiles(plane)
     with np.errstate(invalid="ignore"):
         return np.asarray(plane > level + sigma * scatter)
 
 
-def _by_tiles(plane: NDArray[Any]) -> tuple[Pixels, Pixels]:
+def levels_by_tiles(plane: NDArray[Any]) -> tuple[Pixels, Pixels]:
     """Median and 1.4826 MAD of the square each pixel lies in, [y, x]; NaN where it is all NaN.
 
     The scatter is at least that of half the squares: in a square without spread (a master of

@@ -52,6 +52,7 @@ class Choice:
     flat: str = ""
     reasons: tuple[str, ...] = ()
     calibrated: bool = False  # before it came here: nothing is to be done again
+    lights: str = ""  # map of hot pixels from the frames themselves
 
     @property
     def missing(self) -> tuple[str, ...]:

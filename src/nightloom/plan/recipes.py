@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from nightloom.config import Config
+from nightloom.config import CalibrationSection, Config
 from nightloom.frames.checks import CALIBRATED
 from nightloom.plan.calibrations import Choice, Kit, choose, kits, wanted_of
 from nightloom.plan.fields import assign_fields, slug
@@ -15,6 +15,7 @@ from nightloom.schema.frames import QUARANTINE, SUSPECT_BITS
 from nightloom.store.fingerprint import digest_of
 
 NO_FILTER = "nofilter"
+LEAST_LIGHTS = 15  # frames of a night for a map of its hot pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,11 @@ class PlannedCube:
     @property
     def product(self) -> str:
         return f"cube/{self.field}/{self.night}/{filter_slug(self.filter)}"
+
+    @property
+    def lights(self) -> str:
+        """The map of hot pixels that its own frames give, empty where none is wanted."""
+        return next((choice.lights for choice in self.choices if choice.lights), "")
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -171,13 +177,29 @@ def _cube(group: pd.DataFrame, available: tuple[Kit, ...], config: Config) -> Pl
             known[key] = choose(wanted, available, config.calibration)
         choices.append(known[key])
     first = group.iloc[0]
-    return PlannedCube(
+    cube = PlannedCube(
         field=first["field"],
         night=first["night"],
         filter=first["filter"],
         frames=tuple(planned(row) for _, row in group.iterrows()),
         choices=tuple(choices),
     )
+    return _with_lights(cube, config.calibration)
+
+
+def _with_lights(cube: PlannedCube, settings: CalibrationSection) -> PlannedCube:
+    """The cube with a map of hot pixels from its own frames, where it is wanted and can be."""
+    name = cube.product.replace("cube/", "lights/", 1)
+    why = "hot pixels from the night's own frames, if stars drift"
+    choices = tuple(
+        replace(choice, lights=name, reasons=(*choice.reasons, why))
+        if not choice.calibrated and (settings.lights_map or not choice.dark)
+        else choice
+        for choice in cube.choices
+    )
+    if settings.lights_map is False or len(choices) < LEAST_LIGHTS:
+        return cube
+    return replace(cube, choices=choices)
 
 
 def planned(row: pd.Series) -> PlannedFrame:

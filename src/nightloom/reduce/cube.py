@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +34,7 @@ from nightloom.store.encodings import (
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-CUBE_VERSION = 6
+CUBE_VERSION = 7
 CLOUDY = 10 ** (-0.4 * 0.5)  # of the night's best transparency: 0.5 mag
 BEST_PERCENTILE = 90
 PIXELS_A_SECOND = 60e6  # measured on one core; only cuts partitions to about a second of work
@@ -105,11 +106,17 @@ def _path(root: Path, product: str, fingerprint: str) -> Path | None:
 
 def paths_of(root: Path, choice: Choice) -> MasterPaths:
     """Where the chosen masters lie; one that could not be made is as one that is missing."""
-    bias, dark, flat = (
+    bias, dark, flat, lights = (
         _path(root, product, published_fingerprint(root, product)) if product else None
-        for product in (choice.bias, choice.dark, choice.flat)
+        for product in (choice.bias, choice.dark, choice.flat, choice.lights)
     )
-    return MasterPaths(bias, dark, flat, calibrated=choice.calibrated)
+    return MasterPaths(bias, dark, flat, calibrated=choice.calibrated, lights=lights)
+
+
+def masters_of(cubes: Iterable[PlannedCube]) -> tuple[str, ...]:
+    """Every bias, dark and flat that some cubes use."""
+    names = {name for cube in cubes for c in cube.choices for name in (c.bias, c.dark, c.flat)}
+    return tuple(sorted(names - {""}))
 
 
 def instrument_of(config: Config, instrument: str) -> Instrument:
@@ -120,11 +127,13 @@ def instrument_of(config: Config, instrument: str) -> Instrument:
 def cube_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:
     """Recipe of a cube; the field's star list must be published to make it."""
     items = calibrated_frames(root, cube, config)
-    masters = sorted({name for c in cube.choices for name in (c.bias, c.dark, c.flat) if name})
+    masters = masters_of((cube,))
     positions = positions_of(root, cube.field)
     inputs = tuple(item.frame.identity for item in items)
     inputs += tuple(item.frame.numbers for item in items)
     inputs += tuple((name, published_fingerprint(root, name)) for name in masters)
+    if cube.lights:
+        inputs += ((cube.lights, published_fingerprint(root, cube.lights)),)
     inputs += () if positions is None else (positions,)
     settings = cube_settings(config, items[0].instrument)
     pixels = cube.frames[0].ny * cube.frames[0].nx
@@ -135,6 +144,7 @@ def cube_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:
         version=CUBE_VERSION,
         job=None,
         needs=(*masters, f"stars/{cube.field}"),
+        uses=(cube.lights,) if cube.lights else (),
         items=items,
         begin=begin_cube,
         step=measure_frames,
@@ -263,7 +273,9 @@ def finish_cube(job: CubeJob, work: Path, packed: list[int]) -> Made:
         write_whole(store, {"frame_flags": flags})
     seal(store)
     caveats = [
-        name for name in ("calibration_missing", "gain_assumed") if (flags & BITS[name]).all()
+        name
+        for name in ("calibration_missing", "gain_assumed", "gain_estimated")
+        if (flags & BITS[name]).all()
     ]
     if n_lost:
         caveats.append(f"{n_lost} of {job.n_frames} frames quarantined")

@@ -48,6 +48,7 @@ class Calibration:
     flat_err: float  # relative error of the flat
     gain_e_per_adu: float = float("nan")  # as pairs of flats show it
     read_noise_adu: float = float("nan")  # as the bias frames show it
+    gain_from_lights: bool = False  # the gain is that of the sky of the night
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class MasterPaths:
     dark: Path | None = None
     flat: Path | None = None
     calibrated: bool = False  # the frame came calibrated: none of them is missing
+    lights: Path | None = None  # hot pixels as the frames themselves show them
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,4 +325,23 @@ def calibration_of(paths: MasterPaths, exposure_s: float) -> Calibration:
         inverse_flat[good] = 1 / arrays["level"][good]
         flat_err = float(np.sqrt(np.nan_to_num(_typical(arrays["variance"]))))
         bad = arrays["bad"] if bad is None else bad | arrays["bad"]
-    return Calibration(offset, inverse_flat, bad, dark_adu, flat_err, gain, read_noise_adu)
+    calibration = Calibration(offset, inverse_flat, bad, dark_adu, flat_err, gain, read_noise_adu)
+    return (
+        calibration if paths.lights is None else _with_lights(calibration, paths.lights, exposure_s)
+    )
+
+
+def _with_lights(calibration: Calibration, lights: Path, exposure_s: float) -> Calibration:
+    """The hot pixels that the lights show taken off too; their gain where no flats tell it."""
+    arrays, facts = read_arrays(lights, ["level", "bad"]), read_attributes(lights)
+    level = arrays["level"] * np.float32(exposure_s / float(facts["exposure_s"]))
+    offset, bad = calibration.offset, calibration.bad
+    gain = calibration.gain_e_per_adu
+    told = float(facts.get("gain_e_per_adu", "nan"))
+    return replace(
+        calibration,
+        offset=level if offset is None else offset + level,
+        bad=arrays["bad"] if bad is None else bad | arrays["bad"],
+        gain_e_per_adu=gain if np.isfinite(gain) else told,
+        gain_from_lights=not np.isfinite(gain) and bool(np.isfinite(told)),
+    )

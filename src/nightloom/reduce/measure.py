@@ -145,8 +145,11 @@ def _frame_caveats(item: CalibratedFrame) -> int:
     bare = item.paths.dark is None or item.paths.flat is None
     if bare and not item.paths.calibrated:
         flags |= BITS["calibration_missing"]
-    if not np.isfinite(gain_of(item.frame, calibration_of(item.paths, item.frame.exposure_s))):
+    calibration = calibration_of(item.paths, item.frame.exposure_s)
+    if not np.isfinite(gain_of(item.frame, calibration)):
         flags |= BITS["gain_assumed"]
+    elif calibration.gain_from_lights and not np.isfinite(item.frame.gain_e_per_adu):
+        flags |= BITS["gain_estimated"]
     return flags
 
 
@@ -246,7 +249,10 @@ def _background(
         return Annuli(level, error, noise, np.full(len(x), n_box, dtype=np.int32))
     ring = annulus_mode if settings.background == "annulus_mode" else annulus_background
     inner, outer = (radius * fwhm_px for radius in settings.annulus_fwhm)
-    return ring(exposure.pixels_e, exposure.mask, x, y, inner_px=inner, outer_px=outer)
+    return ring(
+        exposure.pixels_e, exposure.mask, x, y, inner_px=inner, outer_px=outer,
+        step_e=exposure.gain_e_per_adu,
+    )  # fmt: skip
 
 
 def _centroids(

@@ -1,0 +1,229 @@
+"""Hot pixels from the frames of a night themselves, where stars drift and there is no dark.
+
+A pixel that is hot stays where it is while the stars go by: the clipped mean over the frames of
+what it shows above the sky is its dark signal. Steady ones are subtracted, as a dark would do it,
+and what flickers is masked. The same frames tell the gain, where nothing else does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nightloom.config import Config, PhotometrySection
+from nightloom.engine.recipe import Made, Recipe
+from nightloom.errors import FrameError
+from nightloom.frames.fits import read_pixels
+from nightloom.image import align as alignment
+from nightloom.image.align import Alignment
+from nightloom.image.calibrate import MASK_BAD
+from nightloom.image.combine import clipped_mean, stack_noise
+from nightloom.image.excess import (
+    SkyNoise,
+    frame_excess,
+    gain_of_sky,
+    most_covered,
+    sky_noise,
+    steady_excess,
+)
+from nightloom.plan.recipes import PlannedCube
+from nightloom.reduce.detection import ALIGN_STARS, START_FWHM_PX, expose, look, place
+from nightloom.reduce.masters import HOTTEST_ADU, UNSTEADY, calibration_of
+from nightloom.reduce.reference import CalibratedFrame, spread
+from nightloom.schema.cube import MASTER
+from nightloom.store.encodings import write_store
+from nightloom.store.provenance import provenance
+
+LIGHTS_VERSION = 1
+MOST_FRAMES = 150  # evenly over the night: the mean is then good to a twelfth of the noise
+BAND_BYTES = 32 << 20
+MOST_ROWS = 128
+DRIFT_FRAMES = 21  # whose stars are looked for, to see whether they drift
+DRIFT_STARS = 25
+COVERED_FWHM = 2.0  # a star covers the pixels within this radius,
+MOST_COVERED = 0.25  # and must not cover one in more of the frames: clipping takes that out
+STEADY_SIGMA = 5.0
+LEAST_USED = 0.5  # of the frames must agree on a pixel
+GAIN_ERROR = 0.2  # relative; a gain less certain than this is none
+CLIP_SIGMA = 3.0
+
+log = logging.getLogger("nightloom")
+Rows = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LightsJob:
+    """Equal where the fingerprint is: a worker looks for the drift once, not for each band."""
+
+    product: str
+    fingerprint: str
+    frames: tuple[CalibratedFrame, ...] = field(compare=False)  # in order of time
+    photometry: PhotometrySection = field(compare=False)
+    attributes: dict[str, Any] = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Some rows of the map: mean excess, noise of one frame, share of frames that agree."""
+
+    rows: Rows
+    level: NDArray[np.float32]
+    noise: NDArray[np.float32]
+    used: NDArray[np.float32]
+    sky: SkyNoise
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Whether the stars of a night drift enough, and in words."""
+
+    enough: bool
+    reason: str
+
+
+def lights_recipe(
+    cube: PlannedCube, frames: tuple[CalibratedFrame, ...], masters: tuple[tuple[str, str], ...],
+    config: Config,
+) -> Recipe:  # fmt: skip
+    """Recipe of the map of a cube's night; `masters` with their fingerprints."""
+    product = cube.lights
+    common = Counter(item.frame.exposure_s for item in frames).most_common(1)[0][0]
+    chosen = spread([i for i in frames if i.frame.exposure_s == common], MOST_FRAMES)
+    inputs = tuple(item.frame.identity for item in chosen) + masters
+    first = chosen[0].frame
+    rows = BAND_BYTES // (4 * first.nx * len(chosen))
+    rows = max(1, min(rows, MOST_ROWS, first.ny))
+    recipe = Recipe(
+        product, inputs, None, LIGHTS_VERSION, job=None,
+        needs=tuple(name for name, _ in masters),
+        items=tuple((a, min(a + rows, first.ny)) for a in range(0, first.ny, rows)),
+        step=measure_bands, pack=keep_bands, finish=make_lights, shard_items=1, chunk_items=1,
+    )  # fmt: skip
+    attributes = provenance(
+        product, fingerprint=recipe.fingerprint, inputs=inputs, settings=None,
+        algorithm=LIGHTS_VERSION,
+    )  # fmt: skip
+    job = LightsJob(product, recipe.fingerprint, chosen, config.photometry, attributes)
+    return replace(recipe, job=job)
+
+
+@lru_cache(maxsize=4)
+def drift_of(job: LightsJob) -> Drift:
+    """Whether stars move on before they burn into a mean over these frames."""
+    seen = []
+    for item in spread(job.frames, DRIFT_FRAMES):
+        try:
+            calibration = calibration_of(item.paths, item.frame.exposure_s)
+            exposure = expose(item.frame, calibration, item.instrument, trim_px=0)
+        except FrameError:
+            continue
+        sight = look(exposure, fwhm_px=START_FWHM_PX, settings=job.photometry)
+        if sight.psf.n_stars:
+            seen.append(sight)
+    if len(seen) < DRIFT_FRAMES // 2:
+        return Drift(False, "too few of its frames show stars")
+    first = seen[len(seen) // 2]
+    xy = np.column_stack([first.stars.x_px, first.stars.y_px])[:ALIGN_STARS]
+    places = []
+    for sight in seen:
+        placed = place(xy, sight, settings=job.photometry)
+        if isinstance(placed, Alignment):
+            places.append(np.column_stack(alignment.apply(placed.matrix, *xy[:DRIFT_STARS].T)))
+    if len(places) < DRIFT_FRAMES // 2:
+        return Drift(False, "too few of its frames align with each other")
+    fwhm_px = float(np.median([sight.psf.fwhm_px for sight in seen]))
+    share = most_covered(np.array(places), reach_px=COVERED_FWHM * fwhm_px)
+    extent = float(np.median(np.hypot(*np.ptp(np.array(places), axis=0).T)))
+    words = f"stars drift by {extent:.1f} px ({extent / fwhm_px:.1f} FWHM)"
+    if share > MOST_COVERED:
+        return Drift(False, f"{words} and cover a pixel in {100 * share:.0f} % of the frames")
+    return Drift(True, words)
+
+
+def measure_bands(job: LightsJob, bands: tuple[Rows, ...]) -> list[Band | None]:
+    """Bands of the map; nothing where stars do not drift, so that none is burnt in."""
+    if not drift_of(job).enough:
+        return [None] * len(bands)
+    return [_band(job, rows) for rows in bands]
+
+
+def _band(job: LightsJob, rows: Rows) -> Band:
+    cut = slice(*rows)
+    frames: list[NDArray[np.float32]] = []
+    for item in job.frames:
+        try:
+            raw = read_pixels(item.frame.file, item.frame.hdu, rows=cut)
+        except FrameError as error:
+            log.warning("left out of the map of hot pixels: %s", error)
+            continue
+        calibration = calibration_of(item.paths, item.frame.exposure_s)
+        pixels = raw.astype(np.float32)
+        if calibration.offset is not None:
+            pixels -= calibration.offset[cut]
+        if calibration.inverse_flat is not None:
+            pixels *= calibration.inverse_flat[cut]
+        frames.append(np.nan_to_num(pixels, nan=0.0, posinf=0.0, neginf=0.0))
+    stack = np.stack(frames)
+    excess = frame_excess(stack)
+    level, used = clipped_mean(excess, sigma=CLIP_SIGMA)
+    noise = stack_noise(excess, level, sigma=CLIP_SIGMA)
+    share = (used / len(frames)).astype(np.float32)
+    return Band(rows, level, noise, share, sky_noise(stack, excess))
+
+
+def keep_bands(job: LightsJob, work: Path, start: int, bands: list[Band | None]) -> SkyNoise | None:
+    """Put a band aside in the working folder; its sky goes on to the finish."""
+    (band,) = bands
+    if band is None:
+        return None
+    np.save(work / f"band-{start:06d}.npy", np.stack([band.level, band.noise, band.used]))
+    return band.sky
+
+
+def make_lights(job: LightsJob, work: Path, skies: list[SkyNoise | None]) -> Made:
+    """Join the bands and write `lights.zarr`; an empty product where stars do not drift."""
+    drift = drift_of(job)
+    known = [sky for sky in skies if sky is not None]
+    if not drift.enough or not known:
+        return Made(outcome="empty", reason=f"no map of hot pixels: {drift.reason}")
+    files = sorted(work.glob("band-*.npy"))
+    level, noise, used = np.concatenate([np.load(file) for file in files], axis=1)
+    for file in files:
+        file.unlink()
+    first = job.frames[0]
+    calibration = calibration_of(first.paths, first.frame.exposure_s)
+    steady = steady_excess(level, noise, n_frames=len(job.frames), sigma=STEADY_SIGMA)
+    flickers = (noise > UNSTEADY * np.median(noise)) | ~np.isfinite(noise)
+    lost = flickers | (used < LEAST_USED) | (steady > HOTTEST_ADU)
+    if calibration.inverse_flat is not None:
+        # The map was made on flat frames, but is subtracted before the flat.
+        safe = np.where(calibration.inverse_flat > 0, calibration.inverse_flat, np.float32(1))
+        steady = (steady / safe).astype(np.float32)
+    gain, gain_err = gain_of_sky(known)
+    attributes = job.attributes | {
+        "image_type": "lights",
+        "units": "adu",
+        "exposure_s": first.frame.exposure_s,
+        "n_frames": len(job.frames),
+        "drift": drift.reason,
+        "n_steady": int(np.count_nonzero(steady)),
+        "n_flickering": int(np.count_nonzero(lost)),
+    }
+    caveats = [f"{attributes['n_steady']} pixels subtracted, {attributes['n_flickering']} masked"]
+    if gain_err < GAIN_ERROR * gain:
+        attributes |= {"gain_e_per_adu": gain, "gain_err": gain_err}
+        caveats.append(f"gain estimated from lights: {gain:.2f} +- {gain_err:.2f} e-/ADU")
+    arrays: dict[str, NDArray[Any]] = {
+        "level": steady,
+        "noise": noise,
+        "bad": np.where(lost, np.uint8(MASK_BAD), np.uint8(0)),
+    }
+    write_store(work / "lights.zarr", MASTER, arrays, attributes=attributes)
+    return Made(caveats=tuple(caveats))
