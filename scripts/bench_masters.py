@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
+from collections import deque
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from bench_peers import ENVIRONMENT
+from bench_timing import ENVIRONMENT, add_options, cpu_seconds, finish
 from nightloom.frames.fits import read_pixels
 from nightloom.image.combine import median_combine
 from nightloom.reduce.masters import SECTION_BYTES
@@ -35,6 +35,7 @@ GATES = {
     16: {"ratio_read": 3.0, "ratio_numpy": 25.0, "peak_mib": 128.0},
     64: {"ratio_read": 5.0, "ratio_numpy": 25.0, "peak_mib": 128.0},
 }
+AT_MOST = frozenset({"ratio_read", "peak_mib"})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,22 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
         for n in options.frames:
             found[n] = _compare(Path(folder), n, options)
             _show(n, found[n])
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    low = [] if options.size != 2048 else _below(found)
-    for line in low:
-        print(f"below the gate: {line}")
-    return 1 if low else 0
+    return finish(found, GATES, options, at_most=AT_MOST)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    add_options(parser, rounds=3)
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 64], help="how many")
-    parser.add_argument("--size", type=int, default=2048, help="pixels a side; gates are for 2048")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median is taken")
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -143,16 +137,15 @@ def _alone(way: str, folder: Path, n: int, rounds: int) -> dict[str, float]:
     if way == "ccdproc":
         import ccdproc  # noqa: F401
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    times = []
+    times: list[float] = []
+    made: deque[Any] = deque(maxlen=1)
     for _ in range(rounds if way in ("read", "ours") else 1):
-        start = time.thread_time()
-        made = WAYS[way](files)
-        times.append(time.thread_time() - start)
+        times.append(cpu_seconds(lambda: made.append(WAYS[way](files))))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if way == "ours":
         stack = np.stack([_quarter(file) for file in files])
         exact = np.median(stack, axis=0).astype(np.float32)
-        if not np.array_equal(made[: len(exact)], exact):
+        if not np.array_equal(made[-1][: len(exact)], exact):
             raise SystemExit("ours is not numpy's median to the bit")
     return {"seconds": float(np.median(times)), "peak_mib": (peak - before) / 1024}
 
@@ -194,16 +187,6 @@ def _show(n: int, figures: dict[str, Any]) -> None:
         else:
             print(f"  {way:8} {seconds:8.3f} s  {ratio:6.1f} times ours")
     print(f"  ours over the read {figures['ratio_read']:.2f}, peak {figures['peak_mib']:.0f} MiB")
-
-
-def _below(found: dict[int, dict[str, Any]]) -> list[str]:
-    lines = []
-    for n, figures in found.items():
-        for key, gate in GATES.get(n, {}).items():
-            good = figures[key] >= gate if key == "ratio_numpy" else figures[key] <= gate
-            if not good:
-                lines.append(f"{n} frames {key} {figures[key]:.1f}, the gate is {gate:g}")
-    return lines
 
 
 if __name__ == "__main__":
