@@ -17,8 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from bench_peers import ENVIRONMENT
+from bench_timing import ENVIRONMENT, add_options, cpu_seconds, finish
 from nightloom.config import CalibrationSection
 from nightloom.image.combine import median_combine
 from nightloom.plan.calibrations import Choice, Kit
@@ -41,6 +41,7 @@ GATES = {
     16: {"ratio_read": 3.0, "ratio_numpy": 25.0, "peak_mib": 128.0},
     64: {"ratio_read": 5.0, "ratio_numpy": 25.0, "peak_mib": 128.0},
 }
+AT_MOST = frozenset({"ratio_read", "peak_mib"})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,22 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
         for n in options.frames:
             found[n] = _compare(Path(folder), n, options)
             _show(n, found[n])
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    low = [] if options.size != 2048 else _below(found)
-    for line in low:
-        print(f"below the gate: {line}")
-    return 1 if low else 0
+    return finish(found, GATES, options, at_most=AT_MOST)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    add_options(parser, rounds=3)
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 64], help="how many")
-    parser.add_argument("--size", type=int, default=2048, help="pixels a side; gates are for 2048")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median is taken")
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -128,9 +122,9 @@ def _frames(files: list[Path]) -> tuple[PlannedFrame, ...]:
     nan = float("nan")
     return tuple(
         PlannedFrame(
-            file=file, path=file.name, hdu=0, size_bytes=0, digest="", instrument="cam", filter="",
-            ny=ny, nx=nx, jd_utc=nan, exposure_s=0.0, gain_e_per_adu=nan, read_noise_e=nan,
-            saturation_adu=nan, ra_deg=nan, dec_deg=nan, pixel_scale_arcsec=nan, site_lat_deg=nan,
+            file=file, path=file.name, hdu=0, size_bytes=file.stat().st_size, digest="",
+            instrument="cam", filter="", ny=ny, nx=nx, jd_utc=nan, exposure_s=0.0,
+            gain_e_per_adu=nan, read_noise_e=nan, saturation_adu=nan, ra_deg=nan, dec_deg=nan, pixel_scale_arcsec=nan, site_lat_deg=nan,
             site_lon_deg=nan, site_height_m=nan, time_suspect=False,
         )
         for file in files
@@ -197,9 +191,7 @@ def _compare(folder: Path, n: int, options: argparse.Namespace) -> dict[str, Any
             if k and way in ("numpy", "ccdproc"):
                 continue  # they take long, and a tenth more or less does not matter there
             for _ in range(5 if way in ("read", "ours") else 1):
-                start = time.thread_time()
-                WAYS[way](files)
-                times[way].append(time.thread_time() - start)
+                times[way].append(cpu_seconds(partial(WAYS[way], files)))
     result: dict[str, Any] = {}
     for way in WAYS:
         scale = QUARTER if way in ("numpy", "ccdproc") else 1
@@ -239,16 +231,6 @@ def _show(n: int, figures: dict[str, Any]) -> None:
             print(f"  {way:8} {seconds:8.3f} s  {ratio:6.1f} times ours")
     peak, product = figures["peak_mib"], figures["peak_whole_mib"]
     print(f"  resident peak of ours {peak:.0f} MiB, of the whole product {product:.0f} MiB")
-
-
-def _below(found: dict[int, dict[str, Any]]) -> list[str]:
-    lines = []
-    for n, figures in found.items():
-        for key, gate in GATES.get(n, {}).items():
-            good = figures[key] >= gate if key == "ratio_numpy" else figures[key] <= gate
-            if not good:
-                lines.append(f"{n} frames {key} {figures[key]:.1f}, the gate is {gate:g}")
-    return lines
 
 
 if __name__ == "__main__":

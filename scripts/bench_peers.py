@@ -43,12 +43,6 @@ except ImportError:
     alignment = None
 
 N_ALIGN = 12  # as in the tutorial
-# One thread; and freed memory is kept: else each frame's arrays are faulted in page by page.
-ENVIRONMENT = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
-ENVIRONMENT |= {
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most that glibc takes
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +61,8 @@ class PeerCase:
     threshold: float  # of the tutorial's detection
     radii_fwhm: Floats
     annulus_fwhm: tuple[float, float]
+    # What radii are in: ours for all, so that all sum as many pixels. Each also finds its own.
+    fwhm_px: float = float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +93,10 @@ def eloy_frame(case: PeerCase, reference: Any, lap: Lap) -> PeerResult:
     lap("align")
     xy = centroid.photutils_centroid(image, aligned)
     lap("centroid")
-    radii = case.radii_fwhm * fwhm
+    radii = case.radii_fwhm * case.fwhm_px
     sums = photometry.aperture_photometry(image, xy, radii)
     lap("apertures")
-    inner, outer = (f * fwhm for f in case.annulus_fwhm)
+    inner, outer = (f * case.fwhm_px for f in case.annulus_fwhm)
     level = photometry.annulus_sigma_clip_median(image, xy, inner, outer)
     flux = sums - level[:, None] * np.pi * radii**2
     lap("annulus")
@@ -136,12 +132,12 @@ def photutils_frame(case: PeerCase, reference: Any, lap: Lap) -> PeerResult:
     )  # fmt: skip
     xy = np.column_stack([x, y])
     lap("centroid")
-    radii = case.radii_fwhm * fwhm
+    radii = case.radii_fwhm * case.fwhm_px
     circles = [photutils.aperture.CircularAperture(xy, r) for r in radii]
     table = photutils.aperture.aperture_photometry(image, circles)
     sums = np.array([table[f"aperture_sum_{k}"] for k in range(len(radii))]).T
     lap("apertures")
-    inner, outer = (f * fwhm for f in case.annulus_fwhm)
+    inner, outer = (f * case.fwhm_px for f in case.annulus_fwhm)
     ring = photutils.aperture.CircularAnnulus(xy, inner, outer)
     level = np.asarray(
         photutils.aperture.ApertureStats(
@@ -175,10 +171,10 @@ def sep_frame(case: PeerCase, reference: Any, lap: Lap) -> PeerResult:
     sigma = fwhm / 2.3548
     x, y, _ = sep.winpos(clean, aligned[:, 0], aligned[:, 1], sigma)
     lap("centroid")
-    radii = case.radii_fwhm * fwhm
+    radii = case.radii_fwhm * case.fwhm_px
     sums = np.array([sep.sum_circle(image, x, y, r, subpix=0)[0] for r in radii]).T
     lap("apertures")
-    level = _rings(image, x, y, *(f * fwhm for f in case.annulus_fwhm))
+    level = _rings(image, x, y, *(f * case.fwhm_px for f in case.annulus_fwhm))
     lap("annulus")
     flux = sums - level[:, None] * np.pi * radii**2
     return PeerResult(np.column_stack([x, y]), flux, level, fwhm)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from nightloom.errors import FrameError, TransientError
 from nightloom.frames.cards import CARD_BYTES, Cards, Value, parse_value, split_cards, value_of
+from nightloom.image.calibrate import swap_and_offset
 
 BLOCK_BYTES = 2880
 _FIRST_READ = 4 * BLOCK_BYTES  # 144 cards: one read serves nearly every header
@@ -328,12 +329,10 @@ def _integer(raw: Cards, keyword: str, *, where: str) -> int:
 
 
 def _read_rows(file: Stream, hdu: Hdu, start: int, stop: int, *, where: str) -> Pixels:
-    """Rows start to stop as they are stored, in native byte order; nothing else is read."""
+    """Rows start to stop as they are stored, byte order too; nothing else is read."""
     raw = np.empty((stop - start, hdu.nx), dtype=_RAW_DTYPE[hdu.bitpix])
     _fill_rows(file, hdu, start, raw, where=where)
-    if raw.dtype.isnative:
-        return raw
-    return raw.byteswap(inplace=True).view(raw.dtype.newbyteorder())
+    return raw
 
 
 def _fill_rows(file: Stream, hdu: Hdu, start: int, raw: Pixels, *, where: str) -> None:
@@ -371,11 +370,18 @@ def _scaled(raw: Pixels, hdu: Hdu) -> Pixels:
     """Stored numbers to physical ones. Source: FITS standard 4.0, sections 4.4.2.5 and 5.2.5."""
     scale, zero = _number(hdu.raw, "BSCALE", 1.0), _number(hdu.raw, "BZERO", 0.0)
     plain = scale == 1.0 and zero == 0.0
-    if hdu.bitpix < 0:
-        return raw.astype(np.float32, copy=False) if plain else _affine(raw, scale, zero)
     blank = value_of(hdu.raw, "BLANK")
     if blank is None:
         blank = value_of(hdu.raw, "ZBLANK")
+    swapped = not raw.dtype.isnative
+    if swapped and hdu.bitpix == 16 and scale == 1.0 and zero == 2.0**15 and blank is None:
+        words = raw.view(np.uint16)  # what nearly all cameras write, in one pass
+        swap_and_offset(words.reshape(-1))
+        return words
+    if swapped:
+        raw = raw.byteswap(inplace=True).view(raw.dtype.newbyteorder())
+    if hdu.bitpix < 0:
+        return raw.astype(np.float32, copy=False) if plain else _affine(raw, scale, zero)
     bits = abs(hdu.bitpix)
     if isinstance(blank, int):
         pixels = _affine(raw, scale, zero)

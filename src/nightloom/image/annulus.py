@@ -148,7 +148,10 @@ def _fill_rings(
     outer: float,
     ring: Pixels,
 ) -> NDArray[np.int64]:
-    """Good pixels of each ring in the rows of `ring`, infinity behind them; their numbers."""
+    """Pixels of each ring in the rows of `ring`, infinity behind them; their numbers.
+
+    Marked ones are left out; of the others some may not be finite.
+    """
     ny, nx = pixels.shape
     counts = np.zeros(x_px.size, dtype=np.int64)
     for star in range(x_px.size):
@@ -156,17 +159,35 @@ def _fill_rings(
         n = 0
         low, high = max(np.ceil(y - outer), 0.0), min(np.floor(y + outer), ny - 1.0)
         if math.isfinite(x) and math.isfinite(y) and low <= high:
-            for j in range(int(low), int(high) + 1):
+            rows = int(low), int(high) + 1
+            columns = int(min(max(x - outer, 0.0), nx)), int(max(min(x + outer + 1.0, nx), 0.0))
+            clean = _is_clean(mask, rows, columns)
+            for j in range(rows[0], rows[1]):
                 dy2 = (j - y) * (j - y)
                 left, right = _span(x, outer * outer - dy2, nx)
                 hole, beyond = _span(x, inner * inner - dy2, nx)
                 if beyond <= hole:
                     hole = beyond = right
-                n = _append(pixels[j], mask[j], left, hole, row, n)
-                n = _append(pixels[j], mask[j], beyond, right, row, n)
+                if clean:
+                    n = _append(pixels[j], left, hole, row, n)
+                    n = _append(pixels[j], beyond, right, row, n)
+                else:
+                    n = _append_good(pixels[j], mask[j], left, hole, row, n)
+                    n = _append_good(pixels[j], mask[j], beyond, right, row, n)
         row[n:] = np.inf
         counts[star] = n
     return counts
+
+
+@njit(nogil=True, cache=True)
+def _is_clean(mask: Mask, rows: tuple[int, int], columns: tuple[int, int]) -> bool:
+    """Whether no pixel of a box is marked."""
+    marks = np.uint8(0)
+    for j in range(rows[0], rows[1]):
+        row = mask[j][columns[0] : columns[1]]
+        for i in range(len(row)):
+            marks |= row[i]
+    return bool(marks & _UNCLEAN == 0)
 
 
 @njit(nogil=True, cache=True)
@@ -184,18 +205,19 @@ def _span(x: float, square: float, nx: int) -> tuple[int, int]:
 
 
 @njit(nogil=True, cache=True)
-def _append(row: Pixels, flags: Mask, start: int, stop: int, ring: Pixels, n: int) -> int:
-    """Copy the good pixels from start to stop behind the first n of `ring`; their number."""
-    dirty = 0
+def _append(row: Pixels, start: int, stop: int, ring: Pixels, n: int) -> int:
+    """Copy pixels from start to stop behind the first n of `ring`; their number."""
     for i in range(max(stop - start, 0)):
-        value = row[start + i]
-        ring[n + i] = value
-        dirty |= (flags[start + i] & _UNCLEAN) | (not abs(value) < np.inf)
-    if not dirty:
-        return n + max(stop - start, 0)
+        ring[n + i] = row[start + i]
+    return n + max(stop - start, 0)
+
+
+@njit(nogil=True, cache=True)
+def _append_good(row: Pixels, flags: Mask, start: int, stop: int, ring: Pixels, n: int) -> int:
+    """The same for those that are not marked."""
     for i in range(start, stop):
         ring[n] = row[i]
-        n += (flags[i] & _UNCLEAN) == 0 and abs(row[i]) < np.inf
+        n += (flags[i] & _UNCLEAN) == 0
     return n
 
 
@@ -213,8 +235,13 @@ def _clip_rings(
     for star in range(counts.size):
         row = ring[star]
         low, high = 0, counts[star]
-        origin = np.float64(row[high // 2]) if high else 0.0
-        first, second = _sums(row[:high], origin)
+        # What is not finite and not marked has been sorted to the ends.
+        while low < high and row[low] == -np.inf:
+            low += 1
+        while high > low and not row[high - 1] < np.inf:
+            high -= 1
+        origin = np.float64(row[(low + high) // 2]) if high > low else 0.0
+        first, second = _sums(row[low:high], origin)
         deviation = 0.0
         for clips in range(_MAX_CLIPS + 1):
             n = high - low

@@ -25,9 +25,9 @@ from nightloom.image.calibrate import (
 
 Floats = NDArray[np.float64]
 Number = TypeVar("Number", bound=np.generic)
-# Pieces of pixels cut by circles: u, v of the pixel from the star, r², 1 / r², the overlap (when
-# known), value and 1 / area [7, piece]; which circle [piece].
-Pieces: TypeAlias = tuple[Floats, NDArray[np.int64]]
+# Pieces of pixels that circles cut: u, v of the pixel from the star and its value [3, circle,
+# piece]; how many [circle]; room for what is computed of those of one circle [3, piece].
+Pieces: TypeAlias = tuple[Floats, NDArray[np.int64], Floats]
 
 UNUSABLE = MASK_BAD | MASK_COSMIC | MASK_NAN  # saturated pixels hold most of their star: summed
 
@@ -35,7 +35,7 @@ UNUSABLE = MASK_BAD | MASK_COSMIC | MASK_NAN  # saturated pixels hold most of th
 # This is the series of g, without asin: off by 1e-9 px² at most in circles that are not small.
 _SERIES = (1 / 12, 3 / 20, 29 / 140, 65 / 252, 281 / 924, 595 / 1716)
 _SMALL_PX2 = 12.5  # a pixel's diagonal is then 0.4 radii
-_PIECES = 256  # pieces of pixels whose overlap is computed together, in the nearest cache
+_SPARE_PIECES = 40  # of pixels on the axes, which are two, and of circles that touch corners
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,11 @@ def _sum_stars(
     # Whole pixels are counted once, at the smallest circle that holds them, and summed up over
     # the circles at the end.
     partial, whole = np.empty((5, n_radii)), np.empty((3, n_radii + 1))
-    pieces = np.empty((7, _PIECES + n_radii)), np.empty(_PIECES + n_radii, dtype=np.int64)
+    widest = radii_px[:, -1].max() if radii_px.size else 0.0
+    room = int(8 * np.ceil(widest)) + _SPARE_PIECES  # a circle crosses 8 r lines of the grid
+    pieces = (
+        np.empty((3, n_radii, room)), np.empty(n_radii, dtype=np.int64), np.empty((3, room)),
+    )  # fmt: skip
     for star in range(n_stars):
         x, y, radii = x_px[star], y_px[star], radii_px[star]
         if n_radii == 0 or not (math.isfinite(x) and math.isfinite(y)):
@@ -186,8 +190,7 @@ def _sum_star(
     columns = int(max(left, 0.0)), int(min(right, nx - 1.0))
     cut: bool = left < 0 or low < 0 or right > nx - 1 or high > ny - 1
     squares = radii * radii
-    circles = squares, 1.0 / squares, np.searchsorted(squares, _SMALL_PX2)
-    n = 0
+    pieces[1][:] = 0
     # By quadrants: pixels on the axes through the centre are cut there, so that every piece has
     # a nearest and a farthest corner and the circle falls within it.
     for step_y in (1, -1):
@@ -201,12 +204,13 @@ def _sum_star(
             if first == squares.size:
                 break
             for step_x in (1, -1):
-                n = _half_row(
+                _half_row(
                     pixels[j], mask[j], x, columns, step_x, v,
-                    circles, first, cut, partial, whole, pieces, n,
+                    squares, first, cut, partial, whole, pieces,
                 )  # fmt: skip
             j += step_y
-    _add_pieces(pieces, n, partial)
+    for k in range(squares.size):
+        _add_pieces(pieces, k, squares[k], partial)
     return cut
 
 
@@ -225,16 +229,15 @@ def _half_row(
     columns: tuple[int, int],
     step: int,
     v: float,
-    circles: tuple[Floats, Floats, int],
+    squares: Floats,
     first: int,
     cut: bool,
     partial: Floats,
     whole: Floats,
     pieces: Pieces,
-    n: int,
-) -> int:
-    """Add up one side of a row; pieces in large circles wait, n of them, to be added together."""
-    squares, inverse, n_small = circles
+) -> None:
+    """Add up one side of a row; the pieces that circles cut wait, to be added circle by circle."""
+    numbers, counts, _ = pieces
     y0, y1 = max(v - 0.5, 0.0), v + 0.5
     n_radii = squares.size
     some = every = first  # the smallest circles that reach the pixel, and that hold all of it
@@ -245,61 +248,67 @@ def _half_row(
         while some < n_radii and squares[some] <= x0 * x0 + y0 * y0:
             some += 1
         if some == n_radii:
-            return n
+            return
         every = max(every, some)
         while every < n_radii and squares[every] < x1 * x1 + y1 * y1:
             every += 1
         area = (x1 - x0) * (y1 - y0)
         if (flags[i] & UNUSABLE) == 0 and abs(row[i]) < np.inf:
             value = np.float64(row[i])
-            inverse_area = 1.0 / area if area > 0.0 else 0.0
             whole[0, every] += value * area
-            for k in range(some, min(every, n_small)):
-                inside = _overlap_small(x0, x1, y0, y1, squares[k], inverse[k])
-                _add_piece(partial, k, value, inside, inverse_area)
-            if n + n_radii > pieces[1].size:
-                _add_pieces(pieces, n, partial)
-                n = 0
-            numbers, places = pieces
-            for k in range(max(some, n_small), every):
-                numbers[0, n], numbers[1, n] = u, v
-                numbers[2, n], numbers[3, n] = squares[k], inverse[k]
-                numbers[5, n], numbers[6, n] = value, inverse_area
-                places[n] = k
-                n += 1
+            for k in range(some, every):
+                n = counts[k]
+                numbers[0, k, n], numbers[1, k, n], numbers[2, k, n] = u, v, value
+                counts[k] = n + 1
         else:
             whole[1, every] += area
             for k in range(some, every):
-                partial[1, k] += _overlap_small(x0, x1, y0, y1, squares[k], inverse[k])
+                partial[1, k] += _overlap_small(x0, x1, y0, y1, squares[k], 1.0 / squares[k])
         if cut:
             whole[2, every] += area
             for k in range(some, every):
-                partial[2, k] += _overlap_small(x0, x1, y0, y1, squares[k], inverse[k])
+                partial[2, k] += _overlap_small(x0, x1, y0, y1, squares[k], 1.0 / squares[k])
         i += step
-    return n
 
 
 @njit(nogil=True, cache=True)
-def _add_piece(partial: Floats, k: int, value: float, inside: float, inverse_area: float) -> None:
-    spared = inside - inside * inside * inverse_area
-    partial[0, k] += value * inside
-    partial[3, k] += value * spared
-    partial[4, k] += spared
+def _add_pieces(pieces: Pieces, k: int, square: float, partial: Floats) -> None:
+    """Add the pieces of circle k: their flux, and flux and area times w (1 - w)."""
+    numbers, counts, room = pieces
+    n, inverse = counts[k], 1.0 / square
+    us, vs, values = numbers[0, k, :n], numbers[1, k, :n], numbers[2, k, :n]
+    inside, flux, spared = room[0, :n], room[1, :n], room[2, :n]
+    if square < _SMALL_PX2:
+        for i in range(n):
+            x0, y0 = max(us[i] - 0.5, 0.0), max(vs[i] - 0.5, 0.0)
+            inside[i] = _overlap_small(x0, us[i] + 0.5, y0, vs[i] + 0.5, square, inverse)
+    else:
+        # No branch: it runs on whole vectors.
+        for i in range(n):
+            x0, y0 = max(us[i] - 0.5, 0.0), max(vs[i] - 0.5, 0.0)
+            inside[i] = _overlap(x0, us[i] + 0.5, y0, vs[i] + 0.5, square, inverse)
+    for i in range(n):
+        wide, high = min(us[i] + 0.5, 1.0), min(vs[i] + 0.5, 1.0)
+        area = max(wide * high, 1e-300)
+        spared[i] = inside[i] - inside[i] * inside[i] / area
+        flux[i] = values[i] * inside[i]
+        inside[i] = values[i] * spared[i]
+    partial[0, k] += _total(flux)
+    partial[3, k] += _total(inside)
+    partial[4, k] += _total(spared)
 
 
 @njit(nogil=True, cache=True)
-def _add_pieces(pieces: Pieces, n: int, partial: Floats) -> None:
-    """Add n pieces to their circles. The first loop has no branch: it runs on whole vectors."""
-    numbers, places = pieces
-    us, vs, squares, inverses, inside = (
-        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4],
-    )  # fmt: skip
-    for i in range(n):
-        u, v = us[i], vs[i]
-        x0, y0 = max(u - 0.5, 0.0), max(v - 0.5, 0.0)
-        inside[i] = _overlap(x0, u + 0.5, y0, v + 0.5, squares[i], inverses[i])
-    for i in range(n):
-        _add_piece(partial, places[i], numbers[5, i], inside[i], numbers[6, i])
+def _total(values: Floats) -> float:
+    """Their sum; four of them keep the adders busy."""
+    t0 = t1 = t2 = t3 = 0.0
+    n = values.size
+    for i in range(0, n - 3, 4):
+        t0, t1 = t0 + values[i], t1 + values[i + 1]
+        t2, t3 = t2 + values[i + 2], t3 + values[i + 3]
+    for i in range(n - n % 4, n):
+        t0 += values[i]
+    return t0 + t1 + t2 + t3
 
 
 @njit(nogil=True, cache=True)

@@ -37,6 +37,14 @@ def as_mask(array: NDArray[Any]) -> Mask:
     return np.ascontiguousarray(array, dtype=np.uint8)
 
 
+@njit(nogil=True, cache=True)
+def swap_and_offset(words: NDArray[np.uint16]) -> None:
+    """Big-endian signed 16-bit words, in place, to native ones that are 32768 higher."""
+    for k in range(words.size):
+        word = words[k]
+        words[k] = ((word << np.uint16(8)) | (word >> np.uint16(8))) ^ np.uint16(0x8000)
+
+
 def calibrate(
     raw: NDArray[Any],
     *,

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from nightloom.config import Config, PhotometrySection
 from nightloom.engine.recipe import Made, Recipe
 from nightloom.errors import FrameError
-from nightloom.frames.fits import read_pixels
 from nightloom.image import align as alignment
 from nightloom.image.align import Alignment
 from nightloom.image.calibrate import MASK_BAD
-from nightloom.image.combine import clipped_mean, stack_noise
+from nightloom.image.combine import combine
 from nightloom.image.excess import (
     SkyNoise,
     frame_excess,
@@ -36,6 +35,7 @@ from nightloom.image.excess import (
 from nightloom.plan.recipes import PlannedCube
 from nightloom.reduce.detection import ALIGN_STARS, START_FWHM_PX, expose, look, place
 from nightloom.reduce.masters import HOTTEST_ADU, UNSTEADY, calibration_of
+from nightloom.reduce.pixels import pixels_of
 from nightloom.reduce.reference import CalibratedFrame, spread
 from nightloom.schema.cube import MASTER
 from nightloom.store.encodings import write_store
@@ -159,7 +159,7 @@ def _band(job: LightsJob, rows: Rows) -> Band:
     frames: list[NDArray[np.float32]] = []
     for item in job.frames:
         try:
-            raw = read_pixels(item.frame.file, item.frame.hdu, rows=cut)
+            raw = pixels_of(item.frame, rows=cut)
         except FrameError as error:
             log.warning("left out of the map of hot pixels: %s", error)
             continue
@@ -172,10 +172,9 @@ def _band(job: LightsJob, rows: Rows) -> Band:
         frames.append(np.nan_to_num(pixels, nan=0.0, posinf=0.0, neginf=0.0))
     stack = np.stack(frames)
     excess = frame_excess(stack)
-    level, used = clipped_mean(excess, sigma=CLIP_SIGMA)
-    noise = stack_noise(excess, level, sigma=CLIP_SIGMA)
-    share = (used / len(frames)).astype(np.float32)
-    return Band(rows, level, noise, share, sky_noise(stack, excess))
+    kept = combine(excess, sigma=CLIP_SIGMA)
+    share = (kept.used / len(frames)).astype(np.float32)
+    return Band(rows, kept.mean, kept.noise, share, sky_noise(stack, excess))
 
 
 def keep_bands(job: LightsJob, work: Path, start: int, bands: list[Band | None]) -> SkyNoise | None:
