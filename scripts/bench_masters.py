@@ -124,7 +124,8 @@ def _frames(files: list[Path]) -> tuple[PlannedFrame, ...]:
         PlannedFrame(
             file=file, path=file.name, hdu=0, size_bytes=file.stat().st_size, digest="",
             instrument="cam", filter="", ny=ny, nx=nx, jd_utc=nan, exposure_s=0.0,
-            gain_e_per_adu=nan, read_noise_e=nan, saturation_adu=nan, ra_deg=nan, dec_deg=nan, pixel_scale_arcsec=nan, site_lat_deg=nan,
+            gain_e_per_adu=nan, read_noise_e=nan, saturation_adu=nan, ra_deg=nan, dec_deg=nan,
+            pixel_scale_arcsec=nan, site_lat_deg=nan,
             site_lon_deg=nan, site_height_m=nan, time_suspect=False,
         )
         for file in files
