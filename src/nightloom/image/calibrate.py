@@ -169,9 +169,10 @@ def variance(
         )
     )  # fmt: skip
     constant_e2 = read_noise_e**2 + gain_e_per_adu**2 / 12  # counts are cut to whole numbers
-    total = response * np.maximum(pixels, 0.0)
-    total += response**2 * (dark + offset_err**2 + constant_e2) + (pixels * relative) ** 2
-    return as_pixels(total)
+    with np.errstate(invalid="ignore", over="ignore"):  # a flat that is no number gives none
+        total = np.maximum(pixels * response, 0.0)
+        total += response**2 * (dark + offset_err**2 + constant_e2) + (pixels * relative) ** 2
+        return as_pixels(total)
 
 
 def _plane_of(name: str, plane: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -127,10 +127,10 @@ def detect(
     is found, once, and known. Hot pixels and hits of cosmic rays are taken out by their
     sharpness (a star of FWHM 1.5 px is not as sharp); what stands on the light of a brighter
     star must stand out of the noise of that light too.
-    Raises ValueError: shapes differ, fwhm_px or threshold_sigma is not above zero.
+    Raises ValueError: shapes differ; fwhm_px (finite) or threshold_sigma is not above zero.
     """
     _check(pixels_e, mask)
-    if not (fwhm_px > 0 and threshold_sigma > 0):
+    if not (0 < fwhm_px < np.inf and threshold_sigma > 0):
         raise ValueError(f"fwhm_px {fwhm_px}, threshold_sigma {threshold_sigma}: must be above 0")
     stars, saturated, blended = (
         np.empty((0, sources.N_COLUMNS)),
