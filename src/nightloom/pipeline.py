@@ -40,6 +40,7 @@ from nightloom.store.fingerprint import digest_of
 from nightloom.store.ledger import write_expected
 from nightloom.store.products import (
     Attempt,
+    kind_of,
     published_fingerprint,
     read_attempt,
     sweep,
@@ -85,6 +86,7 @@ class Run:
         self.id = datetime.now(UTC).strftime("%Y%m%dT%H%M%S") + f"-{os.getpid()}"
         self.log_path = self.root / "logs" / f"{self.id}.log"
         self.listeners = [listen]
+        self.has_news = False  # something ended since the expected products were written
         self._started: dict[str, str] = {}
         self._trace = TraceWriter(self.root, self.id)
         require_file_system(self.root)
@@ -115,8 +117,9 @@ class Run:
 
     def _due(self, recipes: Iterable[Recipe]) -> Iterator[Recipe]:
         for recipe in recipes:
-            self._tell(Listed(recipe.product, *stages.expected_of([recipe], {})))
-            if published_fingerprint(self.root, recipe.product) == recipe.fingerprint:
+            (expected,) = stages.expected_of([recipe], {})
+            self._tell(Listed(recipe.product, expected))
+            if published_fingerprint(self.root, recipe.product) == expected.fingerprint:
                 self.outcome.n_kept += 1
             elif reason := self._hindered(recipe):
                 self.outcome.blocked[recipe.product] = reason
@@ -180,6 +183,7 @@ class Run:
                 self._started[product] = datetime.now(UTC).isoformat(timespec="seconds")
                 self.log(f"{product}: started" + (f", {n} frames" if n else ""))
             case Finished():
+                self.has_news = True
                 self._finished(event)
             case Failed(product=product, kind=kind, reason=reason, detail=detail):
                 self.outcome.failed[product] = reason
@@ -273,12 +277,17 @@ def keep_expected(run: Run, made: Plan) -> None:
     """Write what is expected, as things stand now, for the ledger."""
     recipes = all_recipes(run.root, made, run.config)
     write_expected(run.root, stages.expected_of(recipes, stages.notes_of(made)))
+    run.has_news = False
 
 
-def all_recipes(root: Path, made: Plan, config: Config) -> list[Recipe]:
-    """Every product the archive wants, pages included."""
-    recipes = stages.all_recipes(root, made, config)
-    return [*recipes, *page_recipes(root, recipes)]
+def all_recipes(root: Path, made: Plan, config: Config) -> Iterator[Recipe]:
+    """Every product the archive wants, pages included; one at a time, for each holds its items."""
+    shown: list[Recipe] = []
+    for recipe in stages.all_recipes(root, made, config):
+        if kind_of(recipe.product) in ("field", "lightcurve"):
+            shown.append(recipe)
+        yield recipe
+    yield from page_recipes(root, shown)
 
 
 def reduce(run: Run, made: Plan) -> None:
@@ -320,4 +329,6 @@ def gather(run: Run, made: Plan) -> None:
 
 def report(run: Run, made: Plan) -> None:
     """Pages of what was made."""
-    run.make(page_recipes(run.root, stages.all_recipes(run.root, made, run.config)))
+    joined = stages.field_recipes(run.root, made)
+    curves = stages.lightcurve_recipes(run.root, made, run.config)
+    run.make(page_recipes(run.root, [*joined, *curves]))

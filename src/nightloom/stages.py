@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -108,9 +108,9 @@ def stars_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
     return [stars_recipe(root, field, config) for field in plan.fields]
 
 
-def cube_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
-    """A cube a field, night and filter."""
-    return [cube_recipe(root, cube, config) for cube in plan.cubes]
+def cube_recipes(root: Path, plan: Plan, config: Config) -> Iterator[Recipe]:
+    """A cube a field, night and filter; one after the other, for each holds its frames."""
+    return (cube_recipe(root, cube, config) for cube in plan.cubes)
 
 
 def field_recipes(root: Path, plan: Plan) -> list[Recipe]:
@@ -168,20 +168,18 @@ def _outside(target: Target, places: dict[str, tuple[int, str]]) -> str:
     return "; ".join(f"{field}: {note}" for field, (_, note) in sorted(places.items()))
 
 
-def all_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
+def all_recipes(root: Path, plan: Plan, config: Config) -> Iterator[Recipe]:
     """Every product that the archive wants, inputs before what is made of them."""
-    return [
-        *master_recipes(root, plan, config, flats=False),
-        *master_recipes(root, plan, config, flats=True),
-        *lights_recipes(root, plan, config),
-        *(reference_of(root, plan, config, field) for field in plan.fields),
-        *plate_recipes(root, plan, config),
-        *stars_recipes(root, plan, config),
-        *cube_recipes(root, plan, config),
-        *field_recipes(root, plan),
-        *ensemble_recipes(root, plan, config),
-        *lightcurve_recipes(root, plan, config),
-    ]
+    yield from master_recipes(root, plan, config, flats=False)
+    yield from master_recipes(root, plan, config, flats=True)
+    yield from lights_recipes(root, plan, config)
+    yield from (reference_of(root, plan, config, field) for field in plan.fields)
+    yield from plate_recipes(root, plan, config)
+    yield from stars_recipes(root, plan, config)
+    yield from cube_recipes(root, plan, config)
+    yield from field_recipes(root, plan)
+    yield from ensemble_recipes(root, plan, config)
+    yield from lightcurve_recipes(root, plan, config)
 
 
 def expected_of(recipes: Iterable[Recipe], notes: dict[str, str]) -> list[Expected]:

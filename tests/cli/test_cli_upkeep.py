@@ -153,3 +153,18 @@ def test_gc_says_what_goes_then_removes_it(folder: Path) -> None:
     assert nightloom("verify", "--cluster", "serial", cwd=folder).exit_code == 0
     again = nightloom("run", "--cluster", "serial", cwd=folder)
     assert "made 0" in again.stdout
+
+
+def test_plan_says_what_a_run_would_make_and_writes_nothing(folder: Path) -> None:
+    assert "nothing to make" in nightloom("plan", "--dry-run", cwd=folder).stdout
+    config = folder / "nightloom.toml"
+    config.write_text(config.read_text() + "[photometry]\nradii_px = [2.5]\n")
+    before = sorted(folder.rglob("*"))
+    told = json.loads(nightloom("plan", "--dry-run", "--json", cwd=folder).stdout)
+    assert sorted(folder.rglob("*")) == before
+    due = {line["kind"]: line for line in told["due"]}
+    assert due["cube"]["n_frames"] == N_FRAMES
+    assert "reference" not in due
+    assert any("changed since it was made" in reason for reason in told["reasons"])
+    assert 0 < told["bytes"] < told["free_bytes"]
+    assert "core-hours" in nightloom("plan", "--dry-run", cwd=folder).stdout

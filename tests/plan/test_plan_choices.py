@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from nightloom.config import ArchiveSection, CalibrationSection, Config
 from nightloom.plan.calibrations import Choice, choose, kits, wanted_of
 from nightloom.plan.fields import assign_fields, separation_deg, slug
-from nightloom.plan.recipes import make_plan
+from nightloom.plan.recipes import NUMBERS, make_plan
 from nightloom.schema.frames import frames_from_rows
+from nightloom.store.fingerprint import digest_of
 
 DAYS = ("2024-03-01", "2024-03-04", "2024-03-20", "2024-06-01")
 
@@ -129,9 +131,11 @@ def test_frame_identity_leaves_out_where_the_archive_lies() -> None:
         frames_from_rows(many(6, "science")), Config(archive=ArchiveSection(frames=("x",)))
     )
     frame = plan.cubes[0].frames[0]
-    moved = replace(frame, file=frame.file.with_name("elsewhere.fits"))
+    moved = replace(frame, root=Path("elsewhere"))
     assert moved.identity == frame.identity
     assert moved.numbers == frame.numbers
+    values = {name: getattr(frame, name) for name in NUMBERS}
+    assert frame.numbers[1] == digest_of(values | {"time_suspect": frame.time_suspect})
     assert replace(frame, gain_e_per_adu=2.0).numbers != frame.numbers
 
 

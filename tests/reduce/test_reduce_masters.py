@@ -33,7 +33,7 @@ RESPONSE = 1 + 0.2 * np.sin(np.arange(NX) / 15.0)[None, :] * np.cos(np.arange(NY
 def frame_of(path: Path, exposure_s: float, *, ny: int = NY, nx: int = NX) -> PlannedFrame:
     nan = float("nan")
     return PlannedFrame(
-        file=path, path=path.name, hdu=0, size_bytes=path.stat().st_size, digest=path.name,
+        root=path.parent, path=path.name, hdu=0, size_bytes=path.stat().st_size, digest=path.name,
         instrument="cam", filter="R", ny=ny, nx=nx, jd_utc=2460000.0, exposure_s=exposure_s,
         gain_e_per_adu=nan, read_noise_e=nan, saturation_adu=60000.0, ra_deg=nan, dec_deg=nan,
         pixel_scale_arcsec=nan, site_lat_deg=nan, site_lon_deg=nan, site_height_m=nan,
@@ -260,7 +260,7 @@ def test_a_frame_that_is_cut_is_left_out_with_a_caveat(tmp_path: Path) -> None:
     made = list(make_serial(tmp_path, [master_recipe(tmp_path, master, CalibrationSection())]))[-1]
     assert any("b2.fits left out" in caveat for caveat in made.made.caveats)  # type: ignore[attr-defined]
     assert read_attributes(require(tmp_path, "master/bias/x"))["n_frames"] == 3
-    assert replace(frames[0], file=tmp_path).identity == frames[0].identity
+    assert replace(frames[0], root=tmp_path).identity == frames[0].identity
 
 
 @pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 6000), Path.unlink])

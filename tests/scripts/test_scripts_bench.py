@@ -43,3 +43,14 @@ def test_bench_masters(tmp_path: Path) -> None:
     assert figures["ours_s"] > 0
     assert figures["ratio_numpy"] > 0
     assert figures["peak_mib"] >= 0
+
+
+def test_bench_scale(tmp_path: Path) -> None:
+    figures_file = tmp_path / "figures.json"
+    told = run("bench_scale.py", "--quick", "--scratch", str(tmp_path), "--json", str(figures_file))
+    (figures,) = json.loads(figures_file.read_text())
+    assert figures["frames"] == 500
+    assert figures["made"] == figures["again_kept"] == 7
+    assert figures["scheduler_peak_bytes"] > figures["frames"]
+    assert told.count("\n") == 3
+    assert list(tmp_path.iterdir()) == [figures_file]

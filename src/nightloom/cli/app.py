@@ -86,11 +86,19 @@ def scan(config: ConfigFile = None, config_option: ConfigOption = None, cluster:
 
 
 @app.command()
-def plan(config: ConfigFile = None, config_option: ConfigOption = None, json: AsJson = False,
-         ) -> None:  # fmt: skip
+def plan(
+    config: ConfigFile = None, config_option: ConfigOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="what a run would make, its bytes and core-hours")
+    ] = False,
+    json: AsJson = False,
+) -> None:  # fmt: skip
     """Show nights, masters and what is missing; changes nothing. Example: nightloom plan"""
     loaded = _load(config or config_option)
-    answers.planned(loaded, as_json=json)
+    if dry_run:
+        upkeep.dry_run(loaded, as_json=json)
+    else:
+        answers.planned(loaded, as_json=json)
 
 
 @app.command()
@@ -312,9 +320,11 @@ def _stages(
     with _run(path, cluster, profile) as run:
         scanned = pipeline.scan(run) if with_scan else None
         plan = pipeline.plan(run)
+        upkeep.check_disk(run, plan)
         for stage in stages:
             stage(run, plan)
-        pipeline.keep_expected(run, plan)
+        if run.has_news:
+            pipeline.keep_expected(run, plan)
     if scanned is not None:
         answers.scanned(scanned, as_json=False)
     show.outcome(run.outcome, time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""Answers of the verbs that look after the products: verify, retry, gc."""
+"""Answers of the verbs that look after the products: verify, retry, gc, plan --dry-run."""
 
 from __future__ import annotations
 
@@ -7,17 +7,25 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
+
+from nightloom import pipeline, stages
 from nightloom.cli import show
+from nightloom.config import Config
 from nightloom.engine.cluster import Engine
 from nightloom.errors import ArchiveError, ConfigError, RunError
-from nightloom.pipeline import FRAMES
+from nightloom.pipeline import FRAMES, Run
+from nightloom.plan.forecast import check_room, forecast, room_at
+from nightloom.plan.recipes import Plan, make_plan
 from nightloom.store.gc import Garbage, dead_work, old_versions, orphans, remove
-from nightloom.store.ledger import PLAN, read_expected
+from nightloom.store.ledger import PLAN, ledger, read_expected
 from nightloom.store.products import ATTEMPT, place_of, products_on_disk, read_attempt
 from nightloom.store.tables import read_table
 from nightloom.store.verify import Flaw, Verified, forget, verify_products
 
 PRODUCTS_A_TASK = 8
+DUE = ("waiting", "stale", "failed")
+MOST_REASONS = 10
 
 
 def named(root: Path, wanted: Sequence[str]) -> list[str]:
@@ -168,3 +176,61 @@ def failures(root: Path, wanted: Sequence[str], *, all_failed: bool) -> list[str
             do = "if it is damaged: nightloom verify --forget; see: nightloom explain"
             raise ConfigError(where=product, why=f"is {outcome or 'not tried'}, not failed", do=do)
     return tried
+
+
+def dry_run(config: Config, *, as_json: bool) -> None:
+    """What a run would make now, why, and what it would cost; nothing is written.
+
+    Raises RunError: the disk can't hold it.
+    """
+    root = config.products_path
+    plan = make_plan(pipeline.look(config).frames, config)
+    recipes = pipeline.all_recipes(root, plan, config)
+    states = ledger(root, stages.expected_of(recipes, stages.notes_of(plan)))
+    due = states[states["state"].isin(DUE)]
+    lines = forecast(root, plan, due["product"], config)
+    room = room_at(root)
+    reasons = due["reason"].replace("", "not made yet").value_counts()
+    if as_json:
+        show.as_json(
+            {
+                "due": [asdict(line) for line in lines],
+                "reasons": {str(reason): int(n) for reason, n in reasons.items()},
+                "bytes": sum(line.n_bytes for line in lines),
+                "files": sum(line.n_files for line in lines),
+                "core_hours": sum(line.core_hours for line in lines),
+                "free_bytes": room.n_bytes,
+                "free_files": room.n_files,
+            }
+        )
+    elif not lines:
+        show.line("nothing to make")
+    else:
+        rows = pd.DataFrame([asdict(line) for line in lines])
+        rows["MB"] = (rows.pop("n_bytes") / 1e6).round(1)
+        rows["core_hours"] = rows["core_hours"].round(3)
+        show.table(rows, title="To make")
+        for reason, n in list(reasons.items())[:MOST_REASONS]:
+            show.line(f"{n}: {reason}")
+        show.line(
+            f"about {sum(f.n_bytes for f in lines) / 1e9:.2f} GB in "
+            f"{sum(f.n_files for f in lines)} files, {sum(f.core_hours for f in lines):.2f} "
+            f"core-hours; {room.n_bytes / 1e9:.1f} GB are free"
+        )
+    warning = check_room(lines, room, where=str(root))
+    if warning:
+        show.err.print(f"warning: {warning}", markup=False)
+
+
+def check_disk(run: Run, plan: Plan) -> None:
+    """Whether the disk holds what a run is about to make; a warning where it is near.
+
+    Raises RunError: it can't.
+    """
+    states = ledger(run.root, read_expected(run.root))
+    due = states[states["state"].isin(DUE)]["product"]
+    lines = forecast(run.root, plan, due, run.config) if len(due) else []
+    warning = check_room(lines, room_at(run.root), where=str(run.root))
+    if warning:
+        run.log(f"warning: {warning}")
+        show.err.print(f"warning: {warning}", markup=False)

@@ -31,7 +31,8 @@ def assign_fields(frames: pd.DataFrame) -> pd.Series:
     fields = pd.Series("", index=frames.index, dtype="str")
     usable = (frames["image_type"] == "science") & (frames["suspect"] & QUARANTINE == 0)
     science = frames[usable]
-    names = science["object"].map(lambda text: slug(text) or "unnamed")
+    named = {text: slug(text) or "unnamed" for text in science["object"].unique()}
+    names = science["object"].map(named)
     for name, of_object in science.groupby(names, sort=True):
         groups = [
             part

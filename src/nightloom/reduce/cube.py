@@ -37,6 +37,7 @@ from nightloom.store.provenance import provenance
 CUBE_VERSION = 7
 CLOUDY = 10 ** (-0.4 * 0.5)  # of the night's best transparency: 0.5 mag
 BEST_PERCENTILE = 90
+_NO_PROFILE = Instrument()
 PIXELS_A_SECOND = 60e6  # measured on one core; only cuts partitions to about a second of work
 
 
@@ -93,8 +94,10 @@ def cube_settings(config: Config, instrument: Instrument) -> CubeSettings:
 
 def calibrated_frames(root: Path, cube: PlannedCube, config: Config) -> tuple[CalibratedFrame, ...]:
     """The frames of a cube with the paths of their masters, as far as these are published."""
+    paths = {choice: paths_of(root, choice) for choice in dict.fromkeys(cube.choices)}
+    profiles = {f.instrument: instrument_of(config, f.instrument) for f in cube.frames}
     return tuple(
-        CalibratedFrame(frame, paths_of(root, choice), instrument_of(config, frame.instrument))
+        CalibratedFrame(frame, paths[choice], profiles[frame.instrument])
         for frame, choice in zip(cube.frames, cube.choices, strict=True)
     )
 
@@ -121,7 +124,7 @@ def masters_of(cubes: Iterable[PlannedCube]) -> tuple[str, ...]:
 
 def instrument_of(config: Config, instrument: str) -> Instrument:
     """The profile of an instrument; an empty one where the configuration has none."""
-    return config.instrument.get(instrument, Instrument())
+    return config.instrument.get(instrument, _NO_PROFILE)
 
 
 def cube_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:

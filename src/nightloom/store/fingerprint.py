@@ -21,14 +21,16 @@ def fingerprint(
 
     inputs: (name, digest) of each; their order counts. version: of the algorithm.
     """
-    return digest_of(
-        {
-            "kind": kind,
-            "inputs": [list(pair) for pair in inputs],
-            "settings": {} if settings is None else settings.model_dump(mode="python"),
-            "version": version,
-        }
-    )
+    facts = {
+        "kind": kind,
+        "settings": {} if settings is None else settings.model_dump(mode="python"),
+        "version": version,
+    }
+    canonical = _canonical(facts)
+    if inputs:
+        # Two texts each: their JSON is the same everywhere, and there are thousands of them.
+        canonical["inputs"] = inputs
+    return _digest_of_canonical(canonical)
 
 
 def digest_of(value: object) -> str:
@@ -36,7 +38,11 @@ def digest_of(value: object) -> str:
 
     Raises TypeError: a type whose text may differ between machines (a path, an object).
     """
-    text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _digest_of_canonical(_canonical(value))
+
+
+def _digest_of_canonical(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
