@@ -18,8 +18,6 @@ from nightloom.store.encodings import create_store, seal, write_rows
 
 VARIABLES = (Variable("value", ("time",), "float64", "", "a square"),)
 SHARD = 8
-LEAK_BYTES = 100_000_000
-_LEAKED: list[bytes] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +42,6 @@ def step(job: Job, items: tuple[Any, ...]) -> list[float]:
             file.write(b"x")
         if word == "always" or tries.stat().st_size <= 2:
             raise OSError(errno.EIO, "the disk does not answer", folder)
-    if job.fail == "leak":
-        _LEAKED.append(b"x" * LEAK_BYTES)
     if job.fail == "bug" and 5 in items:
         raise KeyError("five")
     return [float(item) ** 2 for item in items]

@@ -151,19 +151,6 @@ def test_a_step_that_fails_at_first_is_tried_again(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".work-*"))
 
 
-def test_a_worker_that_leaks_is_started_anew_and_holds_nothing_up(tmp_path: Path) -> None:
-    """Trap 41: on memory that no task holds a worker would pause for ever."""
-    file = tmp_path / "local.toml"
-    file.write_text('kind = "local"\nworkers = 1\nmemory_gb = 0.8\n')
-    with Engine(str(file)) as engine:
-        events = list(engine.make(tmp_path, [recipe("l", fail="leak", chunk=1)]))
-    assert any(isinstance(e, Finished) for e in events)
-    steps = [e.record for e in events if isinstance(e, TaskDone) and e.record.kind == "step"]
-    assert len({record.worker for record in steps}) > 1
-    values = read_arrays(require(tmp_path, "cube/l"), ["value"])["value"]
-    np.testing.assert_array_equal(values, np.arange(20.0) ** 2)
-
-
 def test_every_task_leaves_a_record(tmp_path: Path) -> None:
     """Serial and on workers: the same tasks by kind, each with what it cost."""
     with Engine() as engine:
