@@ -84,6 +84,8 @@ def test_flats_of_different_levels_are_each_over_their_own(tmp_path: Path) -> No
     arrays, facts = read_arrays(flat, ["level", "bad"]), read_attributes(flat)
     assert facts["n_frames"] == 4
     assert facts["gain_e_per_adu"] == pytest.approx(1.5, rel=0.05)
+    assert facts["level_adu"] == pytest.approx(25000, rel=0.02)  # the middle of the four
+    assert facts["n_bad"] == 1
     good = arrays["bad"] == 0
     assert np.argwhere(~good).tolist() == [[7, 9]]  # a dead pixel is bad, not 1
     ratio = arrays["level"][good] / (RESPONSE / np.median(RESPONSE))[good]

@@ -143,12 +143,13 @@ def make_master(job: MasterJob, work: Path, _: list[Any]) -> Made:
         raise ProductError(where=job.product, why=f"none of {len(job.frames)} frames is usable")
     measured: dict[str, float] = {}
     if job.image_type == "flat":
-        planes, sources, more = _flat(job, sources)
+        planes, sources, level_adu, more = _flat(job, sources)
         measured["gain_e_per_adu"] = _measured_gain(job, sources)
         caveats += more
         bad = bad_from_flat(planes.level)
     else:
         planes = _combined(sections(sources), sources, job.settings)
+        level_adu = _typical(planes.level)
         bad = _unusable(job.image_type, planes, sources)
     if len(sources) < MIN_FRAMES:
         caveats += (f"of {len(sources)} frames only",)
@@ -159,6 +160,10 @@ def make_master(job: MasterJob, work: Path, _: list[Any]) -> Made:
         "exposure_s": sources[0].frame.exposure_s,
         "n_frames": len(sources),
         "frames": [source.frame.path for source in sources],
+        # In one number each, so that years of masters can be compared without their pixels.
+        "level_adu": level_adu,
+        "median_noise": _typical(planes.noise),
+        "n_bad": int(np.count_nonzero(bad)),
     }
     arrays: dict[str, NDArray[Any]] = {
         "level": planes.level, "noise": planes.noise, "variance": planes.variance, "bad": bad
@@ -209,8 +214,11 @@ def _harmful(level: Floats, noise: Floats, hot: NDArray[np.uint8]) -> NDArray[np
 
 def _flat(
     job: MasterJob, sources: tuple[Source, ...]
-) -> tuple[Planes, tuple[Source, ...], tuple[str, ...]]:
-    """Flats less their offset, each over its own level before they are combined."""
+) -> tuple[Planes, tuple[Source, ...], float, tuple[str, ...]]:
+    """Flats less their offset, each over its own level before they are combined.
+
+    Returns the planes, the frames used, the median of their levels in ADU, and caveats.
+    """
     offset = offset_of(job.paths)
     caveats: tuple[str, ...] = ()
     levels: list[float] = []
@@ -232,7 +240,7 @@ def _flat(
         caveats += ("no bias or dark taken off the flats",)
     scale = np.float32(np.nanmedian(planes.level))
     planes = Planes(planes.level / scale, planes.noise / scale, planes.variance / scale**2)
-    return planes, tuple(used), caveats
+    return planes, tuple(used), float(np.median(levels)), caveats
 
 
 def _normalised(
