@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ _SAMPLES = 1024  # pixels of a box that are looked at: its median is then good t
 _LEAST_GOOD = 0.25  # of a box's pixels, else it is filled from its neighbours
 _CLIP_SIGMA = 3.0
 _CLIPPED_STD = 0.98658  # of a normal law cut at 3 sigma, in sigma
+_DEPTH = 1.5  # stars that are measured over those asked for: the ranks of peaks are not exact
 _LEAST_NOISE = 1e-6  # of the level: below it a difference is float32's rounding
 
 
@@ -45,7 +47,8 @@ class Detections:
     flux_e: within 1.5 times the filter's FWHM, for ranking; peak_e: above the background; snr:
     in the filter, of sky noise alone. elongation: 1 is round, NaN where it can't be told.
     sharpness: how far the brightest pixel stands above its neighbours, 0 flat to 1 alone.
-    saturated: a pixel within one FWHM is; blended: another star lies within two.
+    saturated: a pixel within one FWHM is; blended: another star, of these or little fainter, lies
+    within two.
     """
 
     x_px: Floats
@@ -132,43 +135,48 @@ def detect(
     _check(pixels_e, mask)
     if not (0 < fwhm_px < np.inf and threshold_sigma > 0):
         raise ValueError(f"fwhm_px {fwhm_px}, threshold_sigma {threshold_sigma}: must be above 0")
-    stars, saturated, blended = (
-        np.empty((0, sources.N_COLUMNS)),
-        np.zeros(0, bool),
-        np.zeros(0, bool),
-    )
+    stars = np.empty((0, sources.N_COLUMNS))
     if np.isfinite(background.level).all():
-        frame, flags, mesh = as_pixels(pixels_e), as_mask(mask), _mesh(background)
-        taps = peaks.gaussian_taps(fwhm_px)
-        found = peaks.find_peaks(frame, flags, mesh, taps, threshold_sigma)
-        groups = saturated_groups(frame, flags, mesh)
-        stars = sources.measure(
-            frame,
-            flags,
-            mesh,
-            found,
-            taps,
-            fwhm_px=fwhm_px,
-            threshold_sigma=threshold_sigma,
-            groups=groups,
-        )
-        stars = stars[np.argsort(-stars[:, sources.FLUX], kind="stable")]
-        stars = stars[crowding.stand_out(frame, flags, mesh, stars, taps, fwhm_px, threshold_sigma)]
-        x, y = stars[:, sources.X].copy(), stars[:, sources.Y].copy()
-        blended = crowding.near_another(x, y, 2.0 * fwhm_px)[:max_stars]
-        stars = stars[:max_stars]
-        saturated = stars[:, sources.GROUP] >= 0
+        frame = as_pixels(pixels_e), as_mask(mask), _mesh(background)
+        stars = _stars(frame, fwhm_px, threshold_sigma, max_stars)
+    blended = crowding.near_another(stars[:, sources.X], stars[:, sources.Y], 2.0 * fwhm_px)
+    x, y, flux, peak, snr, elongation, sharpness, group = stars[:max_stars].T.copy()
     return Detections(
-        x_px=stars[:, sources.X].copy(),
-        y_px=stars[:, sources.Y].copy(),
-        flux_e=stars[:, sources.FLUX].copy(),
-        peak_e=stars[:, sources.PEAK].copy(),
-        snr=stars[:, sources.SNR].copy(),
-        elongation=stars[:, sources.ELONGATION].copy(),
-        sharpness=stars[:, sources.SHARPNESS].copy(),
-        saturated=saturated,
-        blended=blended,
+        x_px=x,
+        y_px=y,
+        flux_e=flux,
+        peak_e=peak,
+        snr=snr,
+        elongation=elongation,
+        sharpness=sharpness,
+        saturated=group >= 0,
+        blended=blended[:max_stars],
     )
+
+
+def _stars(
+    frame: tuple[Pixels, Mask, Mesh], fwhm_px: float, threshold_sigma: float, max_stars: int | None
+) -> Floats:
+    """Stars [star, column], brightest first: at least max_stars, where there are so many.
+
+    Peaks are measured from the highest down, as far as is needed: of thousands on a crowded
+    frame most are fainter than any that is asked for.
+    """
+    taps = peaks.gaussian_taps(fwhm_px)
+    found, heights = peaks.find_peaks(*frame, taps, threshold_sigma)
+    found = found[np.lexsort((found[:, 0], found[:, 1], -heights))]
+    groups = saturated_groups(*frame)
+    most = len(found) if max_stars is None else math.ceil(_DEPTH * max_stars)
+    while True:
+        stars, n_looked = sources.measure(
+            *frame, found, taps, fwhm_px=fwhm_px, threshold_sigma=threshold_sigma, groups=groups,
+            most=most,
+        )  # fmt: skip
+        ranked: Floats = stars[np.argsort(-stars[:, sources.FLUX], kind="stable")]
+        ranked = ranked[crowding.stand_out(*frame, ranked, taps, fwhm_px, threshold_sigma)]
+        if n_looked == len(found) or len(ranked) >= (max_stars or 0):
+            return ranked
+        most *= 2
 
 
 def _check(pixels_e: NDArray[Any], mask: NDArray[Any]) -> None:

@@ -1,7 +1,7 @@
 """Peaks: local maxima of the frame filtered with a Gaussian, above a threshold.
 
 The threshold is in units of the filtered noise there. The background is taken off on the fly,
-row by row, so the frame is read once.
+so the frame is read once.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -20,8 +20,15 @@ Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 # Level and noise [box row, box column]; first centre and spacing in x, in y.
 Mesh: TypeAlias = tuple[Pixels, Pixels, float, float, float, float]
+# Two lines between which a limit lies, and how far past the first.
+Limit: TypeAlias = tuple[Pixels, Pixels, np.float32]
 
 UNUSABLE = MASK_BAD | MASK_COSMIC | MASK_NAN
+
+_STRIP = 2112  # columns filtered together: the rows under the filter fit a near cache
+_SLIDE = 16  # rows that the window holds beyond those under the filter
+_INNER = 5  # pairs of taps that one pass takes: all, up to a FWHM of 4.7 px
+_RUN = 64  # columns looked at together, as most have no peak
 
 
 def gaussian_taps(fwhm_px: float) -> Pixels:
@@ -83,68 +90,87 @@ def noise_at(mesh: Mesh, x: float, y: float) -> float:
 
 
 @njit(nogil=True, cache=True)
-def _mesh_row(plane: Pixels, row: float, x0: float, dx: float, ramp: Pixels, line: Pixels) -> None:
-    """The plane along one row of pixels; linear between the centres of boxes and beyond."""
-    boxes = plane.shape[1]
-    start = 0
-    for k in range(max(1, boxes - 1)):
-        last = k >= boxes - 2
-        stop = len(line) if last else min(len(line), int(np.ceil(x0 + (k + 1) * dx)))
-        left = _at(plane, row, np.float64(k))
-        slope = (_at(plane, row, k + 1.0) - left) / dx if boxes > 1 else 0.0
-        first = np.float32(left + slope * (start - (x0 + k * dx)))
-        step = np.float32(slope)
-        piece = line[start:stop]
-        for x in range(len(piece)):
-            piece[x] = first + step * ramp[x]
-        start = stop
+def _along_rows(plane: Pixels, x0: float, dx: float, nx: int) -> Pixels:
+    """Rows of a plane of boxes at every column of pixels: linear, also past the last centres."""
+    lines: Pixels = np.empty((plane.shape[0], nx), dtype=np.float32)
+    last = plane.shape[1] - 1
+    for k in range(len(lines)):
+        boxes, line = plane[k], lines[k]
+        start = 0
+        for left in range(max(1, last)):
+            low = np.float64(boxes[left])
+            slope = (boxes[min(left + 1, last)] - low) / dx
+            stop = nx if left >= last - 1 else min(nx, int(np.ceil(x0 + (left + 1) * dx)))
+            for x in range(start, stop):
+                line[x] = low + slope * (x - (x0 + left * dx))
+            start = stop
+    return lines
 
 
 @njit(nogil=True, cache=True)
-def _ramp(n: int) -> Pixels:
-    ramp = np.empty(n, dtype=np.float32)
-    for x in range(n):
-        ramp[x] = x
-    return ramp
+def _limit_lines(mesh: Mesh, factor: float, nx: int) -> Pixels:
+    """Noise times a factor, as rows of boxes at every column; past the last centres it stays."""
+    _, noise, x0, dx, _, _ = mesh
+    lines: Pixels = _along_rows(noise * np.float32(factor), x0, dx, nx)
+    first, last = max(0, int(np.ceil(x0))), int(np.floor(x0 + (noise.shape[1] - 1) * dx))
+    for k in range(len(lines)):
+        lines[k, :first] = noise[k, 0] * np.float32(factor)
+        lines[k, last + 1 :] = noise[k, -1] * np.float32(factor)
+    return lines
+
+
+@njit(nogil=True, cache=True)
+def _between(row: float, n_rows: int) -> tuple[int, int, np.float32]:
+    """The rows of boxes above and below a fractional one, and how far it is past the first."""
+    above = min(max(int(np.floor(row)), 0), max(0, n_rows - 2))
+    return above, min(above + 1, n_rows - 1), np.float32(row - above)
 
 
 @njit(nogil=True, cache=True)
 def mesh_image(mesh: Mesh, ny: int, nx: int) -> Pixels:
     """The level at every pixel [y, x]."""
     level, _, x0, dx, y0, dy = mesh
-    image = np.empty((ny, nx), dtype=np.float32)
-    ramp = _ramp(nx)
+    image: Pixels = np.empty((ny, nx), dtype=np.float32)
+    lines = _along_rows(level, x0, dx, nx)
     for y in range(ny):
-        _mesh_row(level, (y - y0) / dy, x0, dx, ramp, image[y])
+        above, below, part = _between((y - y0) / dy, len(lines))
+        upper, lower, row = lines[above], lines[below], image[y]
+        for x in range(nx):
+            row[x] = upper[x] + part * (lower[x] - upper[x])
     return image
 
 
 @njit(nogil=True, cache=True)
-def _set(line: Pixels, value: float) -> None:
-    for x in range(len(line)):
-        line[x] = value
-
-
-@njit(nogil=True, cache=True)
-def _threshold_row(mesh: Mesh, y: int, factor: float, ramp: Pixels, line: Pixels) -> None:
-    """Noise along row y times a factor; beyond the outermost centres it stays."""
-    _, noise, x0, dx, y0, dy = mesh
-    row = min(max((y - y0) / dy, 0.0), noise.shape[0] - 1.0)
-    _mesh_row(noise, row, x0, dx, ramp, line)
-    last = noise.shape[1] - 1
-    _set(line[: int(np.ceil(x0))], _at(noise, row, 0.0))
-    _set(line[int(np.floor(x0 + last * dx)) + 1 :], _at(noise, row, np.float64(last)))
-    for x in range(len(line)):
-        line[x] *= np.float32(factor)
-
-
-@njit(nogil=True, cache=True)
-def _residual_row(row: Pixels, marks: Mask, sky: Pixels, out: Pixels) -> None:
-    """Pixels above the sky; 0 where there is no usable value."""
+def _residual(
+    row: Pixels, marks: Mask, upper: Pixels, lower: Pixels, part: np.float32, out: Pixels
+) -> None:
+    """Pixels above the sky, which lies between two lines; 0 where there is no usable value."""
     for x in range(len(out)):
-        value = row[x] - sky[x]
+        value = row[x] - (upper[x] + part * (lower[x] - upper[x]))
         good = ((marks[x] & UNUSABLE) == 0) & (abs(value) < np.float32(np.inf))
         out[x] = value if good else np.float32(0.0)
+
+
+@njit(nogil=True, cache=True)
+def _down(rows: Pixels, taps: Pixels, out: Pixels) -> None:
+    """Eleven rows, one behind the other, under the inner taps: one pass, one expression."""
+    t0, t1, t2, t3, t4, t5 = taps[0], taps[1], taps[2], taps[3], taps[4], taps[5]
+    for x in range(len(out)):
+        near = t0 * rows[x + 5 * _STRIP] + t1 * (rows[x + 4 * _STRIP] + rows[x + 6 * _STRIP])
+        far = t3 * (rows[x + 2 * _STRIP] + rows[x + 8 * _STRIP])
+        far += t4 * (rows[x + _STRIP] + rows[x + 9 * _STRIP])
+        far += t5 * (rows[x] + rows[x + 10 * _STRIP])
+        out[x] = near + t2 * (rows[x + 3 * _STRIP] + rows[x + 7 * _STRIP]) + far
+
+
+@njit(nogil=True, cache=True)
+def _across(row: Pixels, taps: Pixels, out: Pixels) -> None:
+    """The same along a row that begins five pixels before the first that is wanted."""
+    t0, t1, t2, t3, t4, t5 = taps[0], taps[1], taps[2], taps[3], taps[4], taps[5]
+    for x in range(len(out)):
+        near = t0 * row[x + 5] + t1 * (row[x + 4] + row[x + 6]) + t2 * (row[x + 3] + row[x + 7])
+        far = t3 * (row[x + 2] + row[x + 8]) + t4 * (row[x + 1] + row[x + 9])
+        out[x] = near + far + t5 * (row[x] + row[x + 10])
 
 
 @njit(nogil=True, cache=True)
@@ -154,82 +180,169 @@ def _add_pair(a: Pixels, b: Pixels, tap: np.float32, out: Pixels) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _filtered_row(ring: Pixels, y: int, taps: Pixels, padded: Pixels, out: Pixels) -> None:
-    """Row y filtered with the taps down and then across; ring[y % len] are rows around it."""
-    reach, n = len(taps) - 1, ring.shape[1]
-    down = padded[reach : reach + n]
-    centre = ring[y % len(ring)]
-    for x in range(n):
-        down[x] = taps[0] * centre[x]
-    for k in range(1, reach + 1):
-        _add_pair(ring[(y - k) % len(ring)], ring[(y + k) % len(ring)], taps[k], down)
-    for x in range(n):
-        out[x] = taps[0] * down[x]
-    for k in range(1, reach + 1):
-        left = padded[reach - k : reach - k + n]
-        _add_pair(left, padded[reach + k : reach + k + n], taps[k], out)
+def _filtered(rows: Pixels, taps: Pixels, down: Pixels, out: Pixels) -> None:
+    """The middle of rows one behind the other, filtered with the taps down and then across."""
+    reach = len(taps) - 1
+    _down(rows[(reach - _INNER) * _STRIP :], taps, down)
+    for k in range(_INNER + 1, reach + 1):
+        before, behind = rows[(reach - k) * _STRIP :], rows[(reach + k) * _STRIP :]
+        _add_pair(before, behind, taps[k], down)
+    _across(down[reach - _INNER :], taps, out)
+    for k in range(_INNER + 1, reach + 1):
+        _add_pair(down[reach - k :], down[reach + k :], taps[k], out)
+
+
+@njit(nogil=True, cache=True)
+def _limit(mesh: Mesh, limits: Pixels, y: int, span: tuple[int, int]) -> Limit:
+    """The limit in row y of a strip."""
+    place = min(max((y - mesh[4]) / mesh[5], 0.0), len(limits) - 1.0)
+    above, below, part = _between(place, len(limits))
+    return limits[above][span[0] : span[1]], limits[below][span[0] : span[1]], part
+
+
+@njit(nogil=True, cache=True)
+def _hot_runs(line: Pixels, limit: Limit, hot: NDArray[np.bool_]) -> None:
+    """Which runs of a filtered line rise anywhere above the limit."""
+    upper, lower, part = limit
+    n = len(upper)
+    for k in range(len(hot)):
+        start = k * _RUN
+        here, high, low = line[start + 1 :], upper[start:], lower[start:]
+        above = False
+        for x in range(min(_RUN, n - start)):
+            above |= bool(here[x] > high[x] + part * (low[x] - high[x]))
+        hot[k] = above
 
 
 @njit(nogil=True, cache=True)
 def find_peaks(
     frame: Pixels, flags: Mask, mesh: Mesh, taps: Pixels, threshold_sigma: float
-) -> Ints:
-    """Pixels [peak, (x, y)] that are local maxima of the filtered frame above the threshold."""
-    level, _, x0, dx, y0, dy = mesh
-    ny, nx = frame.shape
+) -> tuple[Ints, Pixels]:
+    """Local maxima of the filtered frame above the threshold: [peak, (x, y)], and their heights.
+
+    The frame is taken in strips of columns, whose rows under the filter fit a near cache.
+    Raises ValueError: the taps reach so far that no strip has room for them.
+    """
+    nx = frame.shape[1]
+    taps = _padded(taps)
     reach = len(taps) - 1
-    ramp = _ramp(nx)
-    sky, limit = np.empty(nx, dtype=np.float32), np.empty(nx, dtype=np.float32)
-    ring = np.zeros((2 * reach + 1, nx), dtype=np.float32)
-    padded = np.zeros(nx + 2 * reach, dtype=np.float32)
-    # Filtered rows with a rim lower than anything, so that the edge needs no case of its own.
-    lines = np.full((3, nx + 2), -np.inf, dtype=np.float32)
-    factor = threshold_sigma * filter_gain(taps)
-    columns = np.empty(nx, dtype=np.int64)
-    found = np.empty((64, 2), dtype=np.int64)
+    room = _STRIP - 2 * (reach + 1)
+    if room < _RUN:
+        raise ValueError("the filter is too wide")
+    level, _, x0, dx, _, _ = mesh
+    sky = _along_rows(level, x0, dx, nx)
+    limits = _limit_lines(mesh, threshold_sigma * filter_gain(taps), nx)
+    n_strips = -(-nx // room)
+    found, heights = np.empty((64, 2), dtype=np.int64), np.empty(64, dtype=np.float32)
     n = 0
+    for k in range(n_strips):
+        span = k * nx // n_strips, (k + 1) * nx // n_strips
+        found, heights, n = _strip_peaks(
+            frame, flags, mesh, taps, (sky, limits), span, found, heights, n
+        )
+    return found[:n], heights[:n]
+
+
+@njit(nogil=True, cache=True)
+def _padded(taps: Pixels) -> Pixels:
+    """At least the taps that one pass takes."""
+    padded = np.zeros(max(_INNER + 1, len(taps)), dtype=np.float32)
+    padded[: len(taps)] = taps
+    return padded
+
+
+@njit(nogil=True, cache=True)
+def _strip_peaks(
+    frame: Pixels,
+    flags: Mask,
+    mesh: Mesh,
+    taps: Pixels,
+    lines: tuple[Pixels, Pixels],
+    span: tuple[int, int],
+    found: Ints,
+    heights: Pixels,
+    n: int,
+) -> tuple[Ints, Pixels, int]:
+    ny, nx = frame.shape
+    sky, limits = lines
+    start, stop = span
+    reach, wide = len(taps) - 1, stop - start
+    origin = start - reach - 1  # column of the frame that is first in a row of the window
+    left, right = max(0, origin), min(nx, stop + reach + 1)
+    # Rows slide through a window, so that those under the filter lie one behind the other.
+    window = np.zeros((2 * reach + 1 + _SLIDE) * _STRIP, dtype=np.float32)
+    down = np.empty(wide + 2 * (reach + 1), dtype=np.float32)
+    # Filtered rows with a rim lower than anything, so that the edge needs no case of its own.
+    filtered = np.full((3, wide + 2), -np.inf, dtype=np.float32)
+    hot = np.zeros((3, -(-wide // _RUN)), dtype=np.bool_)
+    slot = reach
     for ahead in range(ny + reach + 1):
-        slot = ring[ahead % len(ring)]
+        if slot == 2 * reach + 1 + _SLIDE:
+            window[: 2 * reach * _STRIP] = window[(slot - 2 * reach) * _STRIP :].copy()
+            slot = 2 * reach
+        row = window[slot * _STRIP : (slot + 1) * _STRIP]
         if ahead < ny:
-            _mesh_row(level, (ahead - y0) / dy, x0, dx, ramp, sky)
-            _residual_row(frame[ahead], flags[ahead], sky, slot)
+            upper, lower, part = _between((ahead - mesh[4]) / mesh[5], len(sky))
+            _residual(
+                frame[ahead][left:right], flags[ahead][left:right], sky[upper][left:right],
+                sky[lower][left:right], part, row[left - origin : right - origin],
+            )  # fmt: skip
         else:
-            _set(slot, 0.0)
+            row[:] = np.float32(0.0)
+        slot += 1
         y = ahead - reach
         if 0 <= y < ny:
-            _filtered_row(ring, y, taps, padded, lines[y % 3, 1 : nx + 1])
+            line = filtered[y % 3]
+            _filtered(window[(slot - 2 * reach - 1) * _STRIP :], taps, down, line)
+            if start == 0:
+                line[0] = -np.inf
+            if stop == nx:
+                line[-1] = -np.inf
+            _hot_runs(line, _limit(mesh, limits, y, span), hot[y % 3])
         elif y == ny:
-            _set(lines[y % 3], -np.inf)
-        if y >= 1:
-            _threshold_row(mesh, y - 1, factor, ramp, limit)
-            more = _maxima(lines, y - 1, limit, columns)
-            if n + more > len(found):
-                found = _longer(found, n, 2 * (n + more))
-            for k in range(more):
-                found[n + k, 0], found[n + k, 1] = columns[k], y - 1
-            n += more
-    return found[:n]
+            filtered[y % 3] = -np.inf
+        if y >= 1 and hot[(y - 1) % 3].any():
+            limit = _limit(mesh, limits, y - 1, span)
+            if n + wide > len(found):
+                found, heights = _longer(found, heights, n, 2 * (n + wide))
+            n = _maxima(filtered, y - 1, hot[(y - 1) % 3], limit, start, found, heights, n)
+    return found, heights, n
 
 
 @njit(nogil=True, cache=True)
-def _longer(rows: Ints, used: int, size: int) -> Ints:
-    longer = np.empty((size, 2), dtype=np.int64)
+def _longer(rows: Ints, heights: Pixels, used: int, size: int) -> tuple[Ints, Pixels]:
+    longer, more = np.empty((size, 2), dtype=np.int64), np.empty(size, dtype=np.float32)
     for k in range(used):
-        longer[k, 0], longer[k, 1] = rows[k, 0], rows[k, 1]
-    return longer
+        longer[k, 0], longer[k, 1], more[k] = rows[k, 0], rows[k, 1], heights[k]
+    return longer, more
 
 
 @njit(nogil=True, cache=True)
-def _maxima(lines: Pixels, y: int, limit: Pixels, columns: Ints) -> int:
-    """Columns of the local maxima of row y above the limit; of equal neighbours the first."""
+def _maxima(
+    lines: Pixels,
+    y: int,
+    hot: NDArray[np.bool_],
+    limit: Limit,
+    start: int,
+    found: Ints,
+    heights: Pixels,
+    n: int,
+) -> int:
+    """Add the local maxima of line y above the limit to the first n found; of equals the first."""
     above, here, below = lines[(y - 1) % 3], lines[y % 3], lines[(y + 1) % 3]
-    n = 0
-    for x in range(len(limit)):
-        value = here[x + 1]
-        if value > limit[x] and value > here[x] and value >= here[x + 2]:
-            before = max(above[x], above[x + 1], above[x + 2])
-            after = max(below[x], below[x + 1], below[x + 2])
-            if value > before and value >= after:
-                columns[n] = x
-                n += 1
+    upper, lower, part = limit
+    for run in range(len(hot)):
+        if not hot[run]:
+            continue
+        for x in range(run * _RUN, min((run + 1) * _RUN, len(upper))):
+            value = here[x + 1]
+            # The rarest first: which of two neighbours is higher no processor can guess.
+            if not value > upper[x] + part * (lower[x] - upper[x]):
+                continue
+            if value > here[x] and value >= here[x + 2]:
+                before = max(above[x], above[x + 1], above[x + 2])
+                after = max(below[x], below[x + 1], below[x + 2])
+                if value > before and value >= after:
+                    found[n, 0], found[n, 1], heights[n] = start + x, y, value
+                    n += 1
     return n

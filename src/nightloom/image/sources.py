@@ -277,14 +277,19 @@ def measure(
     fwhm_px: float,
     threshold_sigma: float,
     groups: Groups,
-) -> Floats:
-    """Stars [star, column] of those peaks that are none of hot pixels and cosmic rays."""
+    most: int,
+) -> tuple[Floats, int]:
+    """Stars [star, column] of those peaks that are none of hot pixels and cosmic rays.
+
+    Peaks are taken in their order up to the star number `most`; how many were looked at.
+    """
     half = max(len(taps) - 1 + _NEAR_PX, math.ceil(2.5 * fwhm_px), 3)
     ring = _ring(half, 1.5 * fwhm_px, 2.5 * fwhm_px)
-    stars: Floats = _measure(
-        frame, flags, mesh, found, taps, fwhm_px, threshold_sigma, groups, ring, half
+    stars = np.empty((min(most, len(found)), N_COLUMNS))
+    n_stars, n_looked = _measure(
+        frame, flags, mesh, found, taps, fwhm_px, threshold_sigma, groups, ring, half, stars
     )
-    return stars
+    return stars[:n_stars], n_looked
 
 
 @njit(nogil=True, cache=True)
@@ -299,12 +304,15 @@ def _measure(
     groups: Groups,
     ring: Ints,
     half: int,
-) -> Floats:
+    stars: Floats,
+) -> tuple[int, int]:
+    """Fill `stars` from the peaks in their order; how many stars, and how many peaks it took."""
     reach_px = 1.5 * fwhm_px
     cut = np.empty((2 * half + 1, 2 * half + 1))
-    stars = np.empty((len(found), N_COLUMNS))
     sigma_px, gain, n = fwhm_px / 2.3548, filter_gain(taps), 0
     for k in range(len(found)):
+        if n == len(stars):
+            return n, k
         x0, y0 = found[k, 0], found[k, 1]
         noise = noise_at(mesh, np.float64(x0), np.float64(y0))
         least = threshold_sigma * noise
@@ -346,4 +354,4 @@ def _measure(
             if groups[4][group] > fwhm_px * fwhm_px:
                 star[X], star[Y] = groups[2][group], groups[3][group]
         n += 1
-    return stars[:n]
+    return n, len(found)
