@@ -26,6 +26,7 @@ _STAGES = (16, 28, 50)  # brightest points whose triangles are compared
 _ENOUGH_NEIGHBOURS = 10  # for their distances to tell of a density
 _PREDICTION_REACH = 6.0  # tolerances that a predicted position may be off by, all together
 _LARGEST_RESIDUAL = 0.6  # of the tolerance, rms; matches by chance have 0.7
+_FARTHEST = 1e8  # px from the origin; what lies beyond is no position
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,14 @@ def match(
 ) -> Ints:
     """Pairs [pair, 2] of indices into source and target, one to one, nearest first served.
 
-    By source. Points [n, 2]; tolerance in target units.
+    By source. Points [n, 2], NaN matches none; tolerance in target units.
     """
-    return pairs(_points(source_xy), _points(target_xy), _float(matrix), tolerance)[0]
+    found = pairs(_points(source_xy), _points(target_xy), _float(matrix), tolerance)[0]
+    kept = [
+        np.flatnonzero(_usable(np.asarray(xy, dtype=np.float64).reshape(-1, 2)))
+        for xy in (source_xy, target_xy)
+    ]
+    return np.column_stack([kept[0][found[:, 0]], kept[1][found[:, 1]]])
 
 
 def align(
@@ -165,7 +171,11 @@ def _points(xy: NDArray[Any]) -> Floats:
         return np.empty((0, 2))
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"points must be [n, 2], not {points.shape}")
-    return np.ascontiguousarray(points[np.isfinite(points).all(axis=1)])
+    return np.ascontiguousarray(points[_usable(points)])
+
+
+def _usable(points: Floats) -> NDArray[np.bool_]:
+    return np.asarray((np.abs(points) < _FARTHEST).all(axis=1))  # False for NaN, too
 
 
 def _too_few(source: Floats, target: Floats, limits: _Limits) -> Refusal | None:

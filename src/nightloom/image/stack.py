@@ -112,6 +112,8 @@ def _add(
             if background.size:
                 value -= background[j, i]
             value *= scale
+            if not np.isfinite(value):
+                continue
             if all_total.size and _is_outlier(
                 value, weight, all_total[y, x], all_squares[y, x], all_weights[y, x], sigma, slope
             ):
