@@ -136,6 +136,7 @@ def test_interrupted_keeps_what_is_done(folder: Path, tmp_path: Path) -> None:
 
 def test_status_follows_a_run_and_writes_the_page(folder: Path, tmp_path: Path) -> None:
     config = str(folder / "nightloom.toml")
+    assert nightloom("run", "--cluster", "serial", cwd=folder).returncode == 0
     told = nightloom("status", config, "--watch", cwd=tmp_path)  # no run: what there is, once
     assert told.returncode == 0, told.stderr
     assert told.stdout.startswith("no run goes on in ")
@@ -178,6 +179,7 @@ def test_profile_saves_what_dask_saw(folder: Path, tmp_path: Path) -> None:
 
 def test_trace_says_where_the_time_of_a_run_went(folder: Path, tmp_path: Path) -> None:
     config = str(folder / "nightloom.toml")
+    assert nightloom("run", "--cluster", "serial", cwd=folder).returncode == 0
     runs = sorted((folder / "products" / "logs").glob("*.trace.parquet"))
     first = runs[0].name.removesuffix(".trace.parquet")
     told = nightloom("status", config, "--trace", "--run", first, "--json", cwd=tmp_path)
