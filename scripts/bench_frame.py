@@ -164,11 +164,11 @@ def _real(folder: Path, frames: list[Path], n_measured: int) -> Case:
 def _frame(path: Path, ny: int, nx: int, *, gain: float, read_noise_e: float) -> PlannedFrame:
     unknown = float("nan")
     return PlannedFrame(
-        file=path, path=path.name, hdu=0, size_bytes=path.stat().st_size, digest="", instrument="",
-        filter="", ny=ny, nx=nx, jd_utc=2460000.5, exposure_s=EXPOSURE_S, gain_e_per_adu=gain,
-        read_noise_e=read_noise_e, saturation_adu=unknown, ra_deg=120.0, dec_deg=20.0,
-        pixel_scale_arcsec=unknown, site_lat_deg=28.3, site_lon_deg=-16.5, site_height_m=2390.0,
-        time_suspect=False,
+        root=path.parent, path=path.name, hdu=0, size_bytes=path.stat().st_size, digest="",
+        instrument="", filter="", ny=ny, nx=nx, jd_utc=2460000.5, exposure_s=EXPOSURE_S,
+        gain_e_per_adu=gain, read_noise_e=read_noise_e, saturation_adu=unknown, ra_deg=120.0,
+        dec_deg=20.0, pixel_scale_arcsec=unknown, site_lat_deg=28.3,
+        site_lon_deg=-16.5, site_height_m=2390.0, time_suspect=False,
     )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def _frames(files: list[Path]) -> tuple[PlannedFrame, ...]:
     nan = float("nan")
     return tuple(
         PlannedFrame(
-            file=file, path=file.name, hdu=0, size_bytes=file.stat().st_size, digest="",
+            root=file.parent, path=file.name, hdu=0, size_bytes=file.stat().st_size, digest="",
             instrument="cam", filter="", ny=ny, nx=nx, jd_utc=nan, exposure_s=0.0,
             gain_e_per_adu=nan, read_noise_e=nan, saturation_adu=nan, ra_deg=nan, dec_deg=nan,
             pixel_scale_arcsec=nan, site_lat_deg=nan,

@@ -180,13 +180,20 @@ def terminated(trial: Trial) -> int:
 def disk_full(trial: Trial) -> int:
     """A small tmpfs for the products: it fills up while they are made."""
     full = trial.folder / "full"
-    made = trial.folder.parent / "undisturbed" / "products"
-    files = (f for f in made.rglob("*") if f.is_file() and not f.is_symlink())
-    kib = sum(f.stat().st_size // 1024 + 4 for f in files)
-    with mounted(full, "-t", "tmpfs", "-o", f"size={int(kib * trial.random.uniform(0.2, 0.8))}k"):
+    there, in_the_end = (
+        sum(_kib_in_pages(file) for file in folder.rglob("*"))
+        for folder in (trial.products, trial.folder.parent / "undisturbed" / "products")
+    )
+    kib = there + int((in_the_end - there) * trial.random.uniform(0.2, 0.8))
+    with mounted(full, "-t", "tmpfs", "-o", f"size={kib}k"):
         trial.products.mkdir(exist_ok=True)
         with swapped(trial.products, full):
             return trial.start(*two_workers(trial.folder)).wait(WAIT_S)
+
+
+def _kib_in_pages(path: Path) -> int:
+    """What a file takes of a tmpfs, which counts pages; folders take none."""
+    return 0 if path.is_dir() or path.is_symlink() else -(-path.stat().st_size // 4096) * 4
 
 
 def read_only(trial: Trial) -> int:

@@ -193,7 +193,8 @@ def test_faint_stars_in_the_ring_shift_the_mode_less_than_the_median() -> None:
     places = np.arange(40.0, 570.0, 35.0)
     at = [grid.ravel() for grid in np.meshgrid(places, places)]
     shifts = [
-        float(np.mean(ring(pixels, mask, *at, inner_px=12, outer_px=26).level_e - 400)) / 20
+        float(np.mean(ring(pixels, mask, *at, inner_px=12, outer_px=26, step_e=1.0).level_e - 400))
+        / 20
         for ring in (annulus_mode, annulus_background)
     ]
     assert 0 < shifts[0] < 0.1

@@ -216,7 +216,9 @@ def test_pulls_of_simulated_fluxes_are_one_wide(gain_e_per_adu: float) -> None:
 
     def measure(pixels: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         sums = aperture_sums(pixels, clear(pixels), x, y, radii)
-        ring = annulus_background(pixels, clear(pixels), x, y, inner_px=9, outer_px=15)
+        ring = annulus_background(
+            pixels, clear(pixels), x, y, inner_px=9, outer_px=15, step_e=gain_e_per_adu
+        )
         flux = sums.flux_e - ring.level_e[:, None] * sums.area_px
         errors = flux_errors(
             sums, background_e=ring.level_e, background_err_e=ring.error_e,
@@ -249,7 +251,9 @@ def test_pulls_with_dark_and_flat_hold_from_bright_to_faint(gain_e_per_adu: floa
         counts = np.rint(electrons / gain_e_per_adu)
         frame = (counts * gain_e_per_adu - dark_e) / (1 + rng.normal(0, flat_err, light.shape))
         sums = aperture_sums(frame, clear(frame), x, y, radii)
-        ring = annulus_background(frame, clear(frame), x, y, inner_px=9, outer_px=15)
+        ring = annulus_background(
+            frame, clear(frame), x, y, inner_px=9, outer_px=15, step_e=gain_e_per_adu
+        )
         errors = flux_errors(
             sums, background_e=ring.level_e, background_err_e=ring.error_e,
             read_noise_e=read_noise_e, gain_e_per_adu=gain_e_per_adu, dark_e=dark_e,

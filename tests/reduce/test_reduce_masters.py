@@ -142,6 +142,7 @@ def test_variance_beside_the_level_is_what_the_level_scatters(
 
 def test_the_way_to_combine_is_part_of_the_recipe(tmp_path: Path) -> None:
     kit = Kit("master/bias/x", "bias", "cam", NY, NX, 1, "", "2024-01-01", 0.0, "", -20.0, ())
+    fits.writeto(tmp_path / "a.fits", np.zeros((NY, NX), np.uint16))
     planned = PlannedMaster(kit, (frame_of(tmp_path / "a.fits", 0.0),), Choice())
     found = {
         master_recipe(tmp_path, planned, CalibrationSection(combine=way)).fingerprint

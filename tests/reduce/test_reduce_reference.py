@@ -47,10 +47,11 @@ def write_frames(folder: Path) -> tuple[tuple[CalibratedFrame, ...], np.ndarray]
 def planned(path: Path) -> PlannedFrame:
     nan = float("nan")
     return PlannedFrame(
-        file=path, path=path.name, hdu=0, size_bytes=1, digest=path.name, instrument="cam",
-        filter="R", ny=SIZE, nx=SIZE, jd_utc=2460000.0, exposure_s=10.0, gain_e_per_adu=1.0,
-        read_noise_e=0.0, saturation_adu=60000.0, ra_deg=nan, dec_deg=nan, pixel_scale_arcsec=nan,
-        site_lat_deg=nan, site_lon_deg=nan, site_height_m=nan, time_suspect=False,
+        root=path.parent, path=path.name, hdu=0, size_bytes=path.stat().st_size, digest=path.name,
+        instrument="cam", filter="R", ny=SIZE, nx=SIZE, jd_utc=2460000.0, exposure_s=10.0,
+        gain_e_per_adu=1.0, read_noise_e=0.0, saturation_adu=60000.0, ra_deg=nan, dec_deg=nan,
+        pixel_scale_arcsec=nan, site_lat_deg=nan, site_lon_deg=nan, site_height_m=nan,
+        time_suspect=False,
     )  # fmt: skip
 
 

@@ -36,10 +36,12 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None) -> pd.DataFr
     Raises ArchiveError: it is damaged. FileNotFoundError: it is not there.
     """
     try:
-        return pd.read_parquet(
-            path, columns=None if columns is None else list(columns),
-            page_checksum_verification=True,
-        )  # fmt: skip
+        # Opened once: what takes its place meanwhile is another file.
+        with path.open("rb") as file:
+            return pd.read_parquet(
+                file, columns=None if columns is None else list(columns),
+                page_checksum_verification=True,
+            )  # fmt: skip
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
