@@ -33,7 +33,7 @@ from nightloom.plan.recipes import Plan, make_plan
 from nightloom.reduce.cosmic import load_astroscrappy
 from nightloom.reduce.networks import network_of
 from nightloom.report.pages import page_recipes
-from nightloom.schema.frames import empty_frames
+from nightloom.schema.frames import FRAMES_SCHEMA_VERSION, empty_frames
 from nightloom.schema.trace import TaskKind
 from nightloom.store.filesystem import require_file_system
 from nightloom.store.fingerprint import digest_of
@@ -256,7 +256,7 @@ def look(config: Config, *, map_chunks: MapChunks = map_serially) -> ScanResult:
     scan.
     """
     previous = read_frames(config.products_path)
-    rules = digest_of([__version__, dict(config.instrument)])
+    rules = digest_of([__version__, FRAMES_SCHEMA_VERSION, dict(config.instrument)])
     reread = previous.attrs.get("rules", rules) != rules
     result = scan_frames(config, previous, map_chunks=map_chunks, reread=reread)
     result.frames.attrs["rules"] = rules

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -13,9 +14,13 @@ from nightloom.engine.task import TaskResult
 from nightloom.errors import ProductError
 from nightloom.gather.differential import ensemble_recipe
 from nightloom.gather.join import field_recipe
-from nightloom.gather.lightcurve import lightcurve_product, lightcurve_recipe
+from nightloom.gather.lightcurve import (
+    LightcurveSettings,
+    lightcurve_product,
+    lightcurve_recipe,
+)
 from nightloom.plan.recipes import Plan, PlannedFrame
-from nightloom.reduce.cube import calibrated_frames, cube_recipe, masters_of
+from nightloom.reduce.cube import calibrated_frames, cube_recipe, instrument_of, masters_of
 from nightloom.reduce.lights import lights_recipe
 from nightloom.reduce.masters import master_recipe
 from nightloom.reduce.reference import (
@@ -136,10 +141,22 @@ def lightcurve_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
                 note = _outside(target, places)
             for name in plan.filters_of(field):
                 product = lightcurve_product(target.name, name, field=field if number else "")
-                recipes.append(
-                    lightcurve_recipe(root, product, target, field, name, star=star, note=note)
-                )
+                settings = _lightcurve_settings(plan, config, target, star, field, name)
+                recipes.append(lightcurve_recipe(root, product, field, name, settings, note=note))
     return recipes
+
+
+def _lightcurve_settings(
+    plan: Plan, config: Config, target: Target, star: int, field: str, filter_name: str
+) -> LightcurveSettings:
+    """What a light curve depends on; the telescope is that of the field's first frame."""
+    frame = plan.cubes_of(field, filter_name)[0].frames[0]
+    return LightcurveSettings(
+        target=target,
+        star=star,
+        aperture_m=frame.aperture_m if math.isfinite(frame.aperture_m) else None,
+        scintillation_coefficient=instrument_of(config, frame.instrument).scintillation_coefficient,
+    )
 
 
 def located(root: Path, plan: Plan, target: Target) -> dict[str, tuple[int, str]]:

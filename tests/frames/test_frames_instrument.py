@@ -353,3 +353,17 @@ def test_rules_cross_processes_and_dialects_are_found() -> None:
     assert dialects()[-1].name == "generic"
     assert pickle.loads(pickle.dumps(dialects())) == dialects()
     assert choose_rules(_cards("SWCREATE= 'MaxIm DL Version 6.50'"), (), {}).name == "maxim"
+
+
+@pytest.mark.parametrize(
+    ("card", "aperture_m"),
+    [
+        ("APTDIA  =                203.0 / Aperture diameter of telescope in mm", 0.203),
+        ("APTDIA  =                  0.0 / Aperture diameter of telescope in mm", math.nan),
+        ("APTDIA  =                0.203 / nobody's telescope", math.nan),
+        ("FOCALLEN=               2000.0", math.nan),
+    ],
+)
+def test_diameter_of_the_telescope(card: str, aperture_m: float) -> None:
+    assert _row(card)["aperture_m"] == pytest.approx(aperture_m, nan_ok=True)
+    assert _row(card, mine=Instrument(aperture_m=0.4))["aperture_m"] == 0.4

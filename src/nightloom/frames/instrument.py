@@ -27,6 +27,7 @@ from nightloom.schema.frames import SUSPECT_BITS
 
 _ARCSEC_UM_PER_MM = 206.264806  # arcsec in a radian, um in a mm
 _KELVIN_0 = 273.15
+_LEAST_APERTURE_MM, _MOST_APERTURE_MM = 10.0, 45000.0
 _MAX_TEMP_C = 100.0  # a sensor warmer than this is in kelvin
 _WORD = re.compile(r"[a-z]+")
 _DIGITS = re.compile(r"\d+")
@@ -174,6 +175,7 @@ def _optional_numbers(
         "read_noise_e": _read_noise_e,
         "ccd_temp_c": _ccd_temp_c,
         "pixel_scale_arcsec": _pixel_scale_arcsec,
+        "aperture_m": _aperture_m,
         "saturation_adu": _saturation_adu,
         "site_height_m": _site_height_m,
     }
@@ -227,6 +229,12 @@ def _saturation_adu(cards: Cards, rules: Rules, where: str) -> float:
 
 def _site_height_m(cards: Cards, rules: Rules, where: str) -> float:
     return first_number(cards, rules.keys["site_height_m"], rules=rules, where=where)[1]
+
+
+def _aperture_m(cards: Cards, rules: Rules, where: str) -> float:
+    """Diameter of the telescope; one that is no telescope's in mm is none."""
+    _, value_mm = first_number(cards, rules.keys["aperture_mm"], rules=rules, where=where)
+    return value_mm / 1000.0 if _LEAST_APERTURE_MM <= value_mm <= _MOST_APERTURE_MM else math.nan
 
 
 def _pixel_scale_arcsec(cards: Cards, rules: Rules, where: str) -> float:

@@ -44,6 +44,7 @@ _FIXED = (
     "read_noise_e",
     "saturation_adu",
     "pixel_scale_arcsec",
+    "aperture_m",
     "site_lat_deg",
     "site_lon_deg",
     "site_height_m",

@@ -22,12 +22,13 @@ from nightloom.reduce.stars import plate_of
 from nightloom.schema.cube import LIGHTCURVE, TIME
 from nightloom.schema.flags import BITS, CAVEATS, cf_attributes
 from nightloom.sky.plate import to_sky
+from nightloom.sky.scintillation import scintillation
 from nightloom.sky.times import airmass, bjd_tdb
 from nightloom.store.encodings import read_arrays, read_attributes, write_store
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-LIGHTCURVE_VERSION = 2
+LIGHTCURVE_VERSION = 3
 _FROM_FIELD = ("jd_utc", "exposure_s", "fwhm_px", "shift_x_px", "shift_y_px", "path", "night")
 _APERTURE = ("radius_fwhm", "radius_px", "aperture_kind")
 _FROM_ENSEMBLE = ("flux", "flux_err", "flags", "comparison", "raw_flux")
@@ -40,6 +41,8 @@ class LightcurveSettings(BaseModel):
 
     target: Target
     star: int  # id in the field's list, -1 where it is outside
+    aperture_m: float | None  # diameter of the telescope
+    scintillation_coefficient: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,13 @@ def lightcurve_product(target: str, filter_name: str, *, field: str = "") -> str
 
 
 def lightcurve_recipe(
-    root: Path, product: str, target: Target, field: str, filter_name: str, *, star: int, note: str
-) -> Recipe:
+    root: Path, product: str, field: str, filter_name: str, settings: LightcurveSettings,
+    *, note: str,
+) -> Recipe:  # fmt: skip
     """Recipe of a light curve; star -1 gives an empty product whose reason is the note."""
+    star = settings.star
     source = ensemble_product(field, filter_name)
     joined = field_product(field, filter_name)
-    settings = LightcurveSettings(target=target, star=star)
     names = (source, joined, f"plate/{field}") if star >= 0 else ()
     inputs = tuple((name, published_fingerprint(root, name)) for name in names)
     inputs += (("note", note),) if star < 0 else ()
@@ -107,10 +111,18 @@ def make_lightcurve(job: LightcurveJob, work: Path, _: list[Any]) -> Made:
     facts = read_attributes(job.field)
     ra, dec, caveats = _place(job)
     times, more = _times(columns["jd_utc"], ra, dec, facts["site"])
+    settings = job.settings
     arrays: dict[str, NDArray[Any]] = {name: columns[name] for name in _FROM_FIELD}
     arrays |= {name: ensemble[name][star] for name in _FROM_ENSEMBLE}
     arrays |= {name: values[:, 0] for name, values in by_star.items()}
     arrays |= times | {
+        "scintillation": scintillation(
+            aperture_m=_or_nan(settings.aperture_m),
+            exposure_s=columns["exposure_s"],
+            airmass=times["airmass"],
+            height_m=_or_nan(facts["site"][2]),
+            coefficient=settings.scintillation_coefficient,
+        ).astype(np.float32),
         "caveats": (columns["frame_flags"] & np.uint32(CAVEATS)).astype(np.uint32),
         "weight": weights_for(ensemble["weight"][:, aperture], star),
         "star_id": np.arange(len(ensemble["best_aperture"]), dtype=np.int32),
@@ -126,6 +138,7 @@ def make_lightcurve(job: LightcurveJob, work: Path, _: list[Any]) -> Made:
         "aperture_kind": str(columns["aperture_kind"][aperture]),
         "aperture_radius_fwhm": _number(columns["radius_fwhm"][aperture]),
         "aperture_radius_px": _number(columns["radius_px"][aperture]),
+        "site_height_m": facts["site"][2],
         "scatter_p2p": _number(ensemble["scatter"][star, aperture]),
         "flux_units": "adu"
         if (columns["frame_flags"] & BITS["gain_assumed"]).all()
@@ -156,7 +169,7 @@ def _place(job: LightcurveJob) -> tuple[float | None, float | None, tuple[str, .
 def _times(
     jd_utc: NDArray[np.float64], ra: float | None, dec: float | None, site: list[float | None]
 ) -> tuple[dict[str, NDArray[np.float64]], tuple[str, ...]]:
-    lat, lon, height = (np.nan if value is None else value for value in site)
+    lat, lon, height = (_or_nan(value) for value in site)
     if ra is None or dec is None:
         nothing = np.full(len(jd_utc), np.nan)
         return {"bjd_tdb": nothing, "airmass": nothing}, ()
@@ -165,6 +178,10 @@ def _times(
         "bjd_tdb": bjd_tdb(jd_utc, ra, dec, lat, lon, height),
         "airmass": airmass(jd_utc, ra, dec, lat, lon),
     }, caveats
+
+
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def _number(value: Any) -> float | None:

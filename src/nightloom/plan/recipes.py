@@ -55,6 +55,7 @@ class PlannedFrame:
     site_lon_deg: float
     site_height_m: float
     time_suspect: bool
+    aperture_m: float = float("nan")  # enters light curves only, and so none of `numbers`
 
     @property
     def file(self) -> Path:

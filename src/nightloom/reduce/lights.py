@@ -81,6 +81,14 @@ class Band:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptBand:
+    """Where a band was put aside, and its sky."""
+
+    file: Path
+    sky: SkyNoise
+
+
+@dataclass(frozen=True, slots=True)
 class Drift:
     """Whether the stars of a night drift enough, and in words."""
 
@@ -177,35 +185,37 @@ def _band(job: LightsJob, rows: Rows) -> Band:
     return Band(rows, kept.mean, kept.noise, share, sky_noise(stack, excess))
 
 
-def keep_bands(job: LightsJob, work: Path, start: int, bands: list[Band | None]) -> SkyNoise | None:
-    """Put a band aside in the working folder; its sky goes on to the finish."""
+def keep_bands(job: LightsJob, work: Path, start: int, bands: list[Band | None]) -> KeptBand | None:
+    """Put a band aside in the working folder; where, and its sky, go on to the finish."""
     (band,) = bands
     if band is None:
         return None
-    np.save(work / f"band-{start:06d}.npy", np.stack([band.level, band.noise, band.used]))
-    return band.sky
+    file = work / f"band-{start:06d}.npy"
+    np.save(file, np.stack([band.level, band.noise, band.used]))
+    return KeptBand(file, band.sky)
 
 
-def make_lights(job: LightsJob, work: Path, skies: list[SkyNoise | None]) -> Made:
-    """Join the bands and write `lights.zarr`; an empty product where stars do not drift."""
+def make_lights(job: LightsJob, work: Path, bands: list[KeptBand | None]) -> Made:
+    """Join the bands and write `lights.zarr`; an empty product where stars do not drift.
+
+    The bands stay where they are, perhaps not in `work`: a finish that died is done again.
+    """
     drift = drift_of(job)
-    known = [sky for sky in skies if sky is not None]
+    known = [band for band in bands if band is not None]
     if not drift.enough or not known:
         return Made(outcome="empty", reason=f"no map of hot pixels: {drift.reason}")
-    files = sorted(work.glob("band-*.npy"))
-    level, noise, used = np.concatenate([np.load(file) for file in files], axis=1)
-    for file in files:
-        file.unlink()
+    level, noise, used = np.concatenate([np.load(band.file) for band in known], axis=1)
     first = job.frames[0]
     calibration = calibration_of(first.paths, first.frame.exposure_s)
     steady = steady_excess(level, noise, n_frames=len(job.frames), sigma=STEADY_SIGMA)
     flickers = (noise > UNSTEADY * np.median(noise)) | ~np.isfinite(noise)
+    variance = noise**2 / np.maximum(used * len(job.frames), np.float32(1))
     lost = flickers | (used < LEAST_USED) | (steady > HOTTEST_ADU)
     if calibration.inverse_flat is not None:
         # The map was made on flat frames, but is subtracted before the flat.
         safe = np.where(calibration.inverse_flat > 0, calibration.inverse_flat, np.float32(1))
         steady = (steady / safe).astype(np.float32)
-    gain, gain_err = gain_of_sky(known)
+    gain, gain_err = gain_of_sky([band.sky for band in known])
     attributes = job.attributes | {
         "image_type": "lights",
         "units": "adu",
@@ -222,6 +232,7 @@ def make_lights(job: LightsJob, work: Path, skies: list[SkyNoise | None]) -> Mad
     arrays: dict[str, NDArray[Any]] = {
         "level": steady,
         "noise": noise,
+        "variance": np.where(steady == 0, np.float32(0), variance),
         "bad": np.where(lost, np.uint8(MASK_BAD), np.uint8(0)),
     }
     write_store(work / "lights.zarr", MASTER, arrays, attributes=attributes)

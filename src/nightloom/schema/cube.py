@@ -141,6 +141,7 @@ LIGHTCURVE: tuple[Variable, ...] = (
     Variable("caveats", _T, "uint32", "", "flags that hold for the whole product"),
     Variable("night", _T, "str", "", "date of the evening"),
     Variable("airmass", _T, "float64", "", "airmass of the target at mid-exposure"),
+    Variable("scintillation", _T, "float32", "", "relative rms of the star's own, not in flux_err"),
     Variable("exposure_s", _T, "float64", "s", "exposure time"),
     Variable("fwhm_px", _T, "float64", "pixel", "FWHM of the frame"),
     Variable("background", _T, "float64", "electron", "local background of one pixel"),

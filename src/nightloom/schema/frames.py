@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-FRAMES_SCHEMA_VERSION = 1
+FRAMES_SCHEMA_VERSION = 2
 ImageType = Literal["bias", "dark", "flat", "science"]
 IMAGE_TYPES: tuple[ImageType, ...] = ("bias", "dark", "flat", "science")
 
@@ -44,6 +44,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("read_mode", "str", "", "readout mode and camera gain setting, as far as given"),
     Column("ccd_temp_c", "float64", "deg_C", "temperature of the detector"),
     Column("pixel_scale_arcsec", "float64", "arcsec/pixel", "as header or optics say"),
+    Column("aperture_m", "float64", "m", "diameter of the telescope, NaN where unknown"),
     Column("saturation_adu", "float64", "adu", "level at which a pixel saturates, NaN unknown"),
     Column("site_lat_deg", "float64", "deg", "latitude of the site, north positive"),
     Column("site_lon_deg", "float64", "deg", "longitude of the site, east positive"),
