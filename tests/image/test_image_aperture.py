@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from photutils.aperture import CircularAperture
 
-from nightloom.image.annulus import annulus_background
+from nightloom.image.annulus import annulus_background, mean_of_photons
 from nightloom.image.aperture import (
     ApertureSums,
     aperture_sums,
@@ -254,6 +254,7 @@ def test_pulls_with_dark_and_flat_hold_from_bright_to_faint(gain_e_per_adu: floa
         ring = annulus_background(
             frame, clear(frame), x, y, inner_px=9, outer_px=15, step_e=gain_e_per_adu
         )
+        ring = mean_of_photons(ring, dark_e=dark_e)
         errors = flux_errors(
             sums, background_e=ring.level_e, background_err_e=ring.error_e,
             read_noise_e=read_noise_e, gain_e_per_adu=gain_e_per_adu, dark_e=dark_e,

@@ -94,6 +94,20 @@ def annulus_mode(
     )
 
 
+def mean_of_photons(annuli: Annuli, *, dark_e: float = 0.0) -> Annuli:
+    """The mean sky where photons make the noise: medians of skewed values lie below their mean.
+
+    By up to a sixth of an electron a pixel, which a wide aperture about a faint star adds up.
+    dark_e: electrons subtracted as dark, which were counted too.
+    Source: Cornish & Fisher 1938: mean - median = third cumulant / 6 variances; Poisson's third
+    cumulant is its mean.
+    """
+    counted_e = np.maximum(annuli.level_e + dark_e, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        skew_e = np.where(annuli.rms_e > 0, counted_e / (6 * annuli.rms_e**2), 0.0)
+    return replace(annuli, level_e=annuli.level_e + np.minimum(skew_e, 1 / 6))
+
+
 def _annuli(
     pixels_e: NDArray[Any],
     mask: NDArray[Any],

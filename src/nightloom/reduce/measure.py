@@ -16,7 +16,12 @@ from nightloom.config import PhotometrySection
 from nightloom.errors import FrameError
 from nightloom.image import align as alignment
 from nightloom.image.align import Alignment
-from nightloom.image.annulus import Annuli, annulus_background, annulus_mode
+from nightloom.image.annulus import (
+    Annuli,
+    annulus_background,
+    annulus_mode,
+    mean_of_photons,
+)
 from nightloom.image.aperture import (
     ApertureSums,
     aperture_sums,
@@ -249,10 +254,13 @@ def _background(
         return Annuli(level, error, noise, np.full(len(x), n_box, dtype=np.int32))
     ring = annulus_mode if settings.background == "annulus_mode" else annulus_background
     inner, outer = (radius * fwhm_px for radius in settings.annulus_fwhm)
-    return ring(
+    annuli = ring(
         exposure.pixels_e, exposure.mask, x, y, inner_px=inner, outer_px=outer,
         step_e=exposure.gain_e_per_adu,
     )  # fmt: skip
+    if ring is annulus_mode or exposure.gain_assumed:
+        return annuli
+    return mean_of_photons(annuli, dark_e=exposure.dark_e)
 
 
 def _centroids(
