@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nightloom.gather.budget import noise_budget
 from nightloom.report.contents import Contents, NightSummary, flag_counts, summarise
 from nightloom.report.html import Cell, Link, Table
 from nightloom.report.series import point_to_point
@@ -111,6 +112,21 @@ def caveats(contents: Contents) -> list[str]:
         (2 * int(contents.clean.sum()) < n, "more than half of the points are flagged"),
     ]  # fmt: skip
     return [text for holds, text in said if holds]
+
+
+def budget_table(contents: Contents) -> Table:
+    """What a point errs by, cause by cause, and what it scatters by."""
+    rows: list[tuple[Cell, ...]] = []
+    for term in noise_budget(contents.columns, contents.clean, contents.facts):
+        value = term.value if term.name == "ratio" else 100 * term.value
+        rows.append(
+            (term.meaning, number(value, ".2f" if term.name == "ratio" else ".3f"), term.note)
+        )
+    lead = (
+        "Errors of one point relative to the flux, medians over the points without a flag. "
+        "Scintillation is not part of the error bars."
+    )
+    return Table("Noise budget", ("", "#%", ""), rows, lead)
 
 
 def flags_table(contents: Contents) -> Table:
