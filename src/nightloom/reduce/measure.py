@@ -101,6 +101,8 @@ def measure_frame(
         row = empty_row(item.frame, len(stars.x_px), settings, reason=error.why)
     else:
         row = _measure(item, exposure, sight, placed, stars, settings)
+        if exposure.saturation_guessed:
+            row["frame_flags"] |= BITS["saturation_guessed"]
     row["frame_flags"] |= _frame_caveats(item)
     return row
 

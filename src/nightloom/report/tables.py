@@ -87,15 +87,16 @@ def caveats(contents: Contents) -> list[str]:
     columns, star = contents.columns, contents.star
     measured = contents.measured
     n = int(measured.sum())
-    uncalibrated, gainless, estimated = (
+    uncalibrated, gainless, estimated, guessed = (
         int(np.count_nonzero(columns["frame_flags"][measured] & BITS[name]))
-        for name in ("calibration_missing", "gain_assumed", "gain_estimated")
+        for name in ("calibration_missing", "gain_assumed", "gain_estimated", "saturation_guessed")
     )
     plate = contents.plate
     n_comparisons = int((contents.weight > 0).sum())
     said = [
         (uncalibrated > 0, f"no dark or no flat could be applied to {uncalibrated} of {n} frames"),
         (estimated > 0, f"gain estimated from the sky of the night in {estimated} of {n} frames"),
+        (guessed > 0, f"saturation guessed in {guessed} of {n} frames, from pixels that pile up"),
         (gainless > 0, f"gain unknown in {gainless} of {n} frames: fluxes there are in ADU, and "
          "errors come from the scatter of the sky"),
         (plate is None, "no plate: the star list has no directions"),
