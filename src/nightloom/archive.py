@@ -13,6 +13,7 @@ import xarray as xr
 from astropy.wcs import WCS
 
 from nightloom.errors import ArchiveError
+from nightloom.gather.budget import clean_points, noise_budget
 from nightloom.plan.fields import slug
 from nightloom.plan.recipes import filter_slug
 from nightloom.schema.flags import BITS
@@ -175,6 +176,26 @@ class Archive:
                 where=target, why="is no target", do=f"targets: {', '.join(names) or 'none'}"
             )
         return self._dataset(self._one_filter(mine, target, filter))
+
+    def noise_budget(self, target: str, filter: str | None = None) -> pd.DataFrame:
+        """What a point of a target's light curve errs by, by causes, beside its scatter.
+
+        A row a term: `relative` to the flux (of the last row a plain ratio; NaN where unknown),
+        `meaning`, and in `note` why one is unknown. Medians over the clean points; `expected` is
+        the sum in quadrature. Raises ArchiveError: as lightcurve(), or it is of an older version.
+        """
+        curve = self.lightcurve(target, filter)
+        if "comparison_share" not in curve.attrs:
+            raise ArchiveError(
+                where=str(curve.attrs["product"]), why="is of a version without a noise budget",
+                do="nightloom run makes it again",
+            )  # fmt: skip
+        columns = {str(name): curve[name].values for name in curve.data_vars}
+        terms = noise_budget(columns, clean_points(columns), curve.attrs)
+        rows = {t.name: (t.value, t.meaning, t.note) for t in terms}
+        return pd.DataFrame.from_dict(
+            rows, orient="index", columns=["relative", "meaning", "note"]
+        ).rename_axis("term")
 
     def reference(self, field: str) -> Reference:
         """The reference of a field."""

@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 from nightloom.image.excess import (
     SkyNoise,
     frame_excess,
+    gain_by_lags,
     gain_of_sky,
     most_covered,
     sky_noise,
@@ -25,9 +26,27 @@ def test_gain_of_a_sky_that_brightens(gain: float) -> None:
     pattern[20:24, 30:34] += 30.0
     frames = rng.poisson(sky_e[:, None, None] * pattern) + rng.normal(0, 5, (24, 64, 256))
     stack = np.round(frames / gain + 300).astype(np.float32)
-    found, error = gain_of_sky([sky_noise(stack, frame_excess(stack))])
+    near, far = (sky_noise(stack, frame_excess(stack), lag=lag) for lag in (1, 2))
+    found, error = gain_of_sky([near])
     assert abs(found - gain) < 4 * error
     assert error < 0.03 * gain
+    same, with_lags = gain_by_lags([near], [far])
+    assert same == found
+    assert error <= with_lags < 0.05 * gain
+
+
+def test_error_of_the_gain_tells_of_faint_stars_that_drift() -> None:
+    """Faint sources under the limit cancel less between frames further apart."""
+    rng = np.random.default_rng(3)
+    sky_e = np.linspace(300, 3000, 24)
+    drifting = 1 + 0.02 * np.cumsum(rng.normal(size=(24, 64, 256)), axis=0)
+    frames = rng.poisson(np.maximum(sky_e[:, None, None] * drifting, 0)) / 4.0 + 300
+    stack = np.round(frames).astype(np.float32)
+    near, far = (sky_noise(stack, frame_excess(stack), lag=lag) for lag in (1, 2))
+    found, error = gain_by_lags([near], [far])
+    assert found < 3.5
+    assert abs(found - 4.0) < 2 * error
+    assert np.isnan(gain_by_lags([near], [SkyNoise(*np.full((3, 9), np.nan))])[1])
 
 
 def test_no_gain_where_the_sky_does_not_change() -> None:

@@ -196,13 +196,15 @@ def write_products(
                    "bjd_tdb": jd + 0.003 if on_sky else nowhere,
                    "airmass": air if on_sky else nowhere, "star_id": np.arange(N_STARS),
                    "raw_flux": 2e5 * gone * (1 + 0.1 * air), "comparison": gone * (1 + 0.1 * air),
-                   "background": 310.0, "caveats": BITS["gain_assumed"]},
+                   "background": 310.0, "err_photometry": 0.0021,
+                   "err_comparisons": 0.0007, "caveats": BITS["gain_assumed"]},
         made_of("ensemble/Fake-1/R", "field/Fake-1/R", "plate/Fake-1"),
         place | {"target": "Fake & Sons 1", "star": TARGET, "aperture": CHOSEN,
                  "ra_deg": 31.0 if on_sky else None, "dec_deg": 46.7 if on_sky else None,
                  "aperture_kind": "fwhm", "aperture_radius_fwhm": RADII_FWHM[CHOSEN],
                  "aperture_radius_px": None,
-                 "flux_units": "adu", "scatter_p2p": 0.003}, sizes,
+                 "flux_units": "adu", "scatter_p2p": 0.003, "aperture_m": None,
+                 "site_height_m": None, "comparison_share": 0.1}, sizes,
     )  # fmt: skip
     recipes = [
         Recipe(product, (), None, 1, job=None, finish=_nothing)

@@ -228,3 +228,15 @@ def test_a_lost_store_is_said_and_not_guessed(write_fake, tmp_path) -> None:
     (failed,) = [e for e in make_serial(tmp_path, [night]) if isinstance(e, Failed)]
     assert failed.kind == "product"
     assert "what it was made of is gone" in failed.reason
+
+
+def test_page_tells_the_noise_budget_and_what_is_unknown_of_it(made) -> None:
+    text = _Page(_link(made.root, PAGE + "all")).text
+    budget = text.split("Noise budget", 1)[1].split("Comparison stars", 1)[0]
+    assert "photons of the star unknown gain unknown" in budget
+    assert "star and sky together, as flux_err has them 0.210" in budget
+    assert "comparison stars 0.070" in budget
+    assert "unknown: aperture_m of the instrument, height of the site" in budget
+    found = re.search(r"scatter from point to point (\d\.\d+)", budget)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(0.3, rel=0.15)

@@ -126,6 +126,16 @@ def best_aperture(
     return held.aperture, scatter
 
 
+def step_scatter(flux: ArrayLike, counts: ArrayLike, night: ArrayLike) -> float:
+    """Scatter of one epoch of a curve [time], as apertures are chosen by it; NaN without steps.
+
+    counts: [time], which epochs do; night: [time]. In the unit of the flux.
+    """
+    curve = np.asarray(flux, dtype=np.float64)[None]
+    spread, _ = _scatter(curve, np.asarray(counts, bool)[None], _night_index(np.asarray(night)))
+    return float(spread[0])
+
+
 def _nothing_held(n_stars: int) -> _Held:
     return _Held(
         aperture=np.full(n_stars, -1),

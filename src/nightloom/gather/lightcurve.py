@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nightloom.config import Target
 from nightloom.engine.recipe import Made, Recipe
+from nightloom.gather.budget import Measured, error_terms
 from nightloom.gather.differential import ensemble_product
 from nightloom.gather.ensemble import weights_for
 from nightloom.gather.join import field_product
@@ -31,6 +32,9 @@ from nightloom.store.provenance import provenance
 LIGHTCURVE_VERSION = 3
 _FROM_FIELD = ("jd_utc", "exposure_s", "fwhm_px", "shift_x_px", "shift_y_px", "path", "night")
 _APERTURE = ("radius_fwhm", "radius_px", "aperture_kind")
+_OF_CAMERA = ("gain_e_per_adu", "read_noise_e", "dark_e", "flat_err")
+_NOISE = ("aperture_radius_px", *_OF_CAMERA)
+_BY_STAR = ("x", "y", "background", "background_err", "flux_err")
 _FROM_ENSEMBLE = ("flux", "flux_err", "flags", "comparison", "raw_flux")
 
 
@@ -106,15 +110,17 @@ def make_lightcurve(job: LightcurveJob, work: Path, _: list[Any]) -> Made:
     aperture = int(ensemble["best_aperture"][star])
     if aperture < 0:
         return Made(outcome="empty", reason="no aperture has enough clean points")
-    columns = read_arrays(job.field, [*_FROM_FIELD, "frame_flags", *_APERTURE])
-    by_star = read_arrays(job.field, ["x", "y", "background"], stars=slice(star, star + 1))
+    columns = read_arrays(job.field, [*_FROM_FIELD, "frame_flags", *_APERTURE, *_NOISE])
+    by_star = read_arrays(job.field, _BY_STAR, stars=slice(star, star + 1))
     facts = read_attributes(job.field)
     ra, dec, caveats = _place(job)
     times, more = _times(columns["jd_utc"], ra, dec, facts["site"])
     settings = job.settings
     arrays: dict[str, NDArray[Any]] = {name: columns[name] for name in _FROM_FIELD}
     arrays |= {name: ensemble[name][star] for name in _FROM_ENSEMBLE}
-    arrays |= {name: values[:, 0] for name, values in by_star.items()}
+    arrays |= {name: by_star[name][:, 0] for name in ("x", "y", "background")}
+    arrays |= _errors(columns, by_star, arrays, aperture)
+    weight = weights_for(ensemble["weight"][:, aperture], star)
     arrays |= times | {
         "scintillation": scintillation(
             aperture_m=_or_nan(settings.aperture_m),
@@ -124,7 +130,7 @@ def make_lightcurve(job: LightcurveJob, work: Path, _: list[Any]) -> Made:
             coefficient=settings.scintillation_coefficient,
         ).astype(np.float32),
         "caveats": (columns["frame_flags"] & np.uint32(CAVEATS)).astype(np.uint32),
-        "weight": weights_for(ensemble["weight"][:, aperture], star),
+        "weight": weight,
         "star_id": np.arange(len(ensemble["best_aperture"]), dtype=np.int32),
     }
     attributes = job.attributes | {
@@ -138,7 +144,9 @@ def make_lightcurve(job: LightcurveJob, work: Path, _: list[Any]) -> Made:
         "aperture_kind": str(columns["aperture_kind"][aperture]),
         "aperture_radius_fwhm": _number(columns["radius_fwhm"][aperture]),
         "aperture_radius_px": _number(columns["radius_px"][aperture]),
+        "aperture_m": settings.aperture_m,
         "site_height_m": facts["site"][2],
+        "comparison_share": float(np.sum(weight**2)),  # 1 over how many equal ones they are worth
         "scatter_p2p": _number(ensemble["scatter"][star, aperture]),
         "flux_units": "adu"
         if (columns["frame_flags"] & BITS["gain_assumed"]).all()
@@ -151,6 +159,28 @@ def make_lightcurve(job: LightcurveJob, work: Path, _: list[Any]) -> Made:
     )  # fmt: skip
     _write_ecsv(work / "lightcurve.ecsv", arrays, attributes)
     return Made(caveats=caveats + more)
+
+
+def _errors(
+    columns: dict[str, NDArray[Any]], by_star: dict[str, NDArray[Any]],
+    curve: dict[str, NDArray[Any]], aperture: int,
+) -> dict[str, NDArray[Any]]:  # fmt: skip
+    """The relative error of each point by its causes."""
+    star = Measured(
+        flux_e=curve["raw_flux"],
+        flux_err_e=by_star["flux_err"][:, 0, aperture].astype(np.float64),
+        background_e=by_star["background"][:, 0].astype(np.float64),
+        background_err_e=by_star["background_err"][:, 0].astype(np.float64),
+        radius_px=columns["aperture_radius_px"][:, aperture].astype(np.float64),
+        fwhm_px=columns["fwhm_px"].astype(np.float64),
+        **{name: columns[name].astype(np.float64) for name in _OF_CAMERA},
+    )
+    total = np.abs(curve["flux_err"] / np.where(curve["flux"] == 0, np.nan, curve["flux"]))
+    terms = error_terms(
+        star, total=total,
+        is_circle=columns["aperture_kind"][aperture] != "optimal",
+    )  # fmt: skip
+    return {name: values.astype(np.float32) for name, values in terms.items()}
 
 
 def _place(job: LightcurveJob) -> tuple[float | None, float | None, tuple[str, ...]]:

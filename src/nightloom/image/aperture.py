@@ -379,16 +379,17 @@ def flux_errors(
     return _total_error(sums, background_e, background_err_e, pixel_e2, flat_err)
 
 
-def flat_errors(flat_err: float, *, fwhm_px: float, radii_px: ArrayLike) -> Floats:
-    """Relative errors [aperture] of fluxes in circles, from that of the flat in one pixel.
+def flat_errors(flat_err: ArrayLike, *, fwhm_px: ArrayLike, radii_px: ArrayLike) -> Floats:
+    """Relative errors of fluxes in circles, from that of the flat in one pixel; they broadcast.
 
     Of a Gaussian star as wide, its pixels included: those of the core weigh most, so a small
     circle holds nearly all of the error and less of the flux. With P the part of the flux in a
     pixel it is sqrt(sum P^2) / sum P over the circle.
     """
-    variance_px2 = (fwhm_px / 2.3548) ** 2 + 1 / 12
+    variance_px2 = (np.asarray(fwhm_px, dtype=np.float64) / 2.3548) ** 2 + 1 / 12
     beyond = np.exp(-0.5 * np.square(np.asarray(radii_px, dtype=np.float64)) / variance_px2)
-    return flat_err * np.sqrt((1 + beyond) / ((1 - beyond) * 4 * np.pi * variance_px2))
+    spread = np.sqrt((1 + beyond) / ((1 - beyond) * 4 * np.pi * variance_px2))
+    return np.asarray(np.asarray(flat_err, dtype=np.float64) * spread)
 
 
 def flux_errors_from_rms(

@@ -67,20 +67,20 @@ def _running_median(plane: Pixels) -> Pixels:
     return out
 
 
-def sky_noise(stack: Pixels, excess: Pixels) -> SkyNoise:
-    """Level and variance of the sky between each frame of a band [frame, row, x] and the next.
+def sky_noise(stack: Pixels, excess: Pixels, *, lag: int) -> SkyNoise:
+    """Level and variance of the sky between frames of a band [frame, row, x] `lag` apart.
 
     The difference of two frames holds no pattern of the pixels. Pixels on or near a star in
     either frame are left out, outliers clipped.
     """
-    n_pairs = max(len(stack) - 1, 0)
+    n_pairs = max(len(stack) - lag, 0)
     found = np.full((3, n_pairs), np.nan)
     near = [_near_bright(frame) for frame in excess]
     for k in range(n_pairs):
-        calm = ~(near[k] | near[k + 1])
+        calm = ~(near[k] | near[k + lag])
         if np.count_nonzero(calm) < _LEAST_CALM * calm.size:
             continue
-        first, second = stack[k][calm].astype(np.float64), stack[k + 1][calm].astype(np.float64)
+        first, second = (stack[j][calm].astype(np.float64) for j in (k, k + lag))
         apart = second - first
         kept = np.isfinite(apart)
         for _ in range(_ROUNDS):
@@ -136,6 +136,16 @@ def gain_of_sky(bands: list[SkyNoise]) -> tuple[float, float]:
     if slope <= 0:
         return float("nan"), float("nan")
     return 1 / slope, error / slope**2
+
+
+def gain_by_lags(near: list[SkyNoise], far: list[SkyNoise]) -> tuple[float, float]:
+    """Gain in e-/ADU of neighbouring frames, and its error with what frames further apart differ.
+
+    What is neither photons nor readout, such as stars too faint to be left out that drift, makes
+    the variance depend on how far frames are apart: 1 / gain errs by about what it differs.
+    """
+    (gain, error), (further, _) = gain_of_sky(near), gain_of_sky(far)
+    return gain, float(np.hypot(error, gain * (gain / further - 1)))
 
 
 def most_covered(places_px: NDArray[Any], *, reach_px: float) -> float:

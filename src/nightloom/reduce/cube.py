@@ -280,6 +280,9 @@ def finish_cube(job: CubeJob, work: Path, packed: list[int]) -> Made:
         for name in ("calibration_missing", "gain_assumed", "gain_estimated")
         if (flags & BITS[name]).all()
     ]
+    n_guessed = int(np.count_nonzero(flags & BITS["saturation_guessed"]))
+    if n_guessed:
+        caveats.append(f"saturation guessed in {n_guessed} of {job.n_frames} frames")
     if n_lost:
         caveats.append(f"{n_lost} of {job.n_frames} frames quarantined")
     return Made(caveats=tuple(caveats), n_quarantined=n_lost)

@@ -13,6 +13,7 @@ from nightloom.errors import FrameError
 from nightloom.image.align import Alignment, Refusal, align
 from nightloom.image.calibrate import MASK_BAD, MASK_SATURATED, calibrate
 from nightloom.image.detect import Background, Detections, background_at, background_mesh, detect
+from nightloom.image.pileup import pile_up_level
 from nightloom.image.psf import PsfShape, measure_psf
 from nightloom.plan.recipes import PlannedFrame
 from nightloom.reduce.masters import Calibration, saturation_of
@@ -37,6 +38,7 @@ class Exposure:
     read_noise_e: float  # NaN where unknown
     dark_e: float
     flat_err: float
+    saturation_guessed: bool = False  # as its pixels pile up
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +68,15 @@ def expose(
     if not np.isfinite(read_noise_e):
         read_noise_e = calibration.read_noise_adu * gain
     saturation = saturation_of(frame, raw.dtype)
+    guess = float("nan") if np.isfinite(frame.saturation_adu) else pile_up_level(raw)
+    guessed = guess < saturation
     pixels, mask = calibrate(
         raw,
         offset=calibration.offset,
         inverse_flat=calibration.inverse_flat,
         bad=calibration.bad,
         gain_e_per_adu=gain,
-        saturation_adu=saturation,
+        saturation_adu=guess if guessed else saturation,
         nonlinear_adu=instrument.nonlinear_adu,
     )
     if trim_px:
@@ -83,7 +87,7 @@ def expose(
         raise FrameError(where=frame.path, why="more than half of its pixels are saturated")
     return Exposure(
         raw, pixels, mask, gain, assumed, read_noise_e, calibration.dark_adu * gain,
-        calibration.flat_err,
+        calibration.flat_err, guessed,
     )  # fmt: skip
 
 

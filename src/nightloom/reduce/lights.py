@@ -27,7 +27,7 @@ from nightloom.image.combine import combine
 from nightloom.image.excess import (
     SkyNoise,
     frame_excess,
-    gain_of_sky,
+    gain_by_lags,
     most_covered,
     sky_noise,
     steady_excess,
@@ -41,7 +41,7 @@ from nightloom.schema.cube import MASTER
 from nightloom.store.encodings import write_store
 from nightloom.store.provenance import provenance
 
-LIGHTS_VERSION = 1
+LIGHTS_VERSION = 2
 MOST_FRAMES = 150  # evenly over the night: the mean is then good to a twelfth of the noise
 BAND_BYTES = 32 << 20
 MOST_ROWS = 128
@@ -51,7 +51,8 @@ COVERED_FWHM = 2.0  # a star covers the pixels within this radius,
 MOST_COVERED = 0.25  # and must not cover one in more of the frames: clipping takes that out
 STEADY_SIGMA = 5.0
 LEAST_USED = 0.5  # of the frames must agree on a pixel
-GAIN_ERROR = 0.2  # relative; a gain less certain than this is none
+GAIN_ERROR = 0.3  # relative, half of it in the photon noise; a gain less certain is none
+FAR_FRAMES = 2  # apart, beside neighbours: how far the gain depends on it is its error
 CLIP_SIGMA = 3.0
 
 log = logging.getLogger("nightloom")
@@ -77,7 +78,8 @@ class Band:
     level: NDArray[np.float32]
     noise: NDArray[np.float32]
     used: NDArray[np.float32]
-    sky: SkyNoise
+    sky: SkyNoise  # of neighbouring frames
+    far_sky: SkyNoise
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class KeptBand:
 
     file: Path
     sky: SkyNoise
+    far_sky: SkyNoise
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,8 @@ def _band(job: LightsJob, rows: Rows) -> Band:
     excess = frame_excess(stack)
     kept = combine(excess, sigma=CLIP_SIGMA)
     share = (kept.used / len(frames)).astype(np.float32)
-    return Band(rows, kept.mean, kept.noise, share, sky_noise(stack, excess))
+    skies = (sky_noise(stack, excess, lag=lag) for lag in (1, FAR_FRAMES))
+    return Band(rows, kept.mean, kept.noise, share, *skies)
 
 
 def keep_bands(job: LightsJob, work: Path, start: int, bands: list[Band | None]) -> KeptBand | None:
@@ -192,7 +196,7 @@ def keep_bands(job: LightsJob, work: Path, start: int, bands: list[Band | None])
         return None
     file = work / f"band-{start:06d}.npy"
     np.save(file, np.stack([band.level, band.noise, band.used]))
-    return KeptBand(file, band.sky)
+    return KeptBand(file, band.sky, band.far_sky)
 
 
 def make_lights(job: LightsJob, work: Path, bands: list[KeptBand | None]) -> Made:
@@ -201,7 +205,7 @@ def make_lights(job: LightsJob, work: Path, bands: list[KeptBand | None]) -> Mad
     The bands stay where they are, perhaps not in `work`: a finish that died is done again.
     """
     drift = drift_of(job)
-    known = [band for band in bands if band is not None]
+    known = sorted((b for b in bands if b is not None), key=lambda band: band.file)
     if not drift.enough or not known:
         return Made(outcome="empty", reason=f"no map of hot pixels: {drift.reason}")
     level, noise, used = np.concatenate([np.load(band.file) for band in known], axis=1)
@@ -215,7 +219,7 @@ def make_lights(job: LightsJob, work: Path, bands: list[KeptBand | None]) -> Mad
         # The map was made on flat frames, but is subtracted before the flat.
         safe = np.where(calibration.inverse_flat > 0, calibration.inverse_flat, np.float32(1))
         steady = (steady / safe).astype(np.float32)
-    gain, gain_err = gain_of_sky([band.sky for band in known])
+    gain, gain_err = gain_by_lags([b.sky for b in known], [b.far_sky for b in known])
     attributes = job.attributes | {
         "image_type": "lights",
         "units": "adu",

@@ -106,6 +106,8 @@ def measure_frame(
         row = empty_row(item.frame, len(stars.x_px), settings, reason=error.why)
     else:
         row = _measure(item, exposure, sight, placed, stars, settings)
+        if exposure.saturation_guessed:
+            row["frame_flags"] |= BITS["saturation_guessed"]
     row["frame_flags"] |= _frame_caveats(item)
     return row
 
@@ -228,6 +230,10 @@ def _measure(
         "n_matched": placed.n_matched,
         "background_level": float(np.median(sight.background.level)),
         "transparency": transparency,
+        "gain_e_per_adu": float("nan") if exposure.gain_assumed else exposure.gain_e_per_adu,
+        "read_noise_e": exposure.read_noise_e,
+        "dark_e": exposure.dark_e,
+        "flat_err": exposure.flat_err,
         "frame_flags": _frame_flags(sight, placed, settings),
         "aperture_radius_px": radii_px.astype(np.float32),
     }

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightloom.errors import ProductError
+from nightloom.gather.budget import clean_points
 from nightloom.gather.differential import ensemble_product
 from nightloom.gather.join import field_product
 from nightloom.image.optimal import REACH_FWHM
@@ -148,7 +149,7 @@ def read_contents(paths: PagePaths, *, night: str) -> Contents:
     return Contents(
         facts=facts,
         columns=columns,
-        clean=(columns["flags"] == 0) & np.isfinite(columns["flux"]),
+        clean=clean_points(columns),
         weight=weight,
         comparisons=_comparisons(paths.ensemble, weight, some),
         radius_px=np.where(kind == "px", apertures["radius_px"], in_fwhm * fwhm_px),

@@ -31,7 +31,7 @@ from nightloom.store.encodings import read_attributes
 from nightloom.store.products import current, kind_of, published_fingerprint, read_attempt
 from nightloom.store.provenance import provenance
 
-PAGE_VERSION = 1
+PAGE_VERSION = 2
 INDEX = "report/index"
 MAX_NIGHT_PANELS = 12
 PEAK_BYTES = 1 << 30
@@ -158,6 +158,7 @@ def make_page(job: PageJob, work: Path, _: list[Any]) -> Made:
         "systematics": _systematics(contents, axis),
         "tables": [
             *([] if job.night else [_nights(contents, job)]),
+            tables.budget_table(contents),
             tables.comparisons_table(contents, labels),
             tables.flags_table(contents),
             tables.quarantined_table(contents),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nightloom.gather.budget import noise_budget
 from nightloom.report.contents import Contents, NightSummary, flag_counts, summarise
 from nightloom.report.html import Cell, Link, Table
 from nightloom.report.series import point_to_point
@@ -86,15 +87,16 @@ def caveats(contents: Contents) -> list[str]:
     columns, star = contents.columns, contents.star
     measured = contents.measured
     n = int(measured.sum())
-    uncalibrated, gainless, estimated = (
+    uncalibrated, gainless, estimated, guessed = (
         int(np.count_nonzero(columns["frame_flags"][measured] & BITS[name]))
-        for name in ("calibration_missing", "gain_assumed", "gain_estimated")
+        for name in ("calibration_missing", "gain_assumed", "gain_estimated", "saturation_guessed")
     )
     plate = contents.plate
     n_comparisons = int((contents.weight > 0).sum())
     said = [
         (uncalibrated > 0, f"no dark or no flat could be applied to {uncalibrated} of {n} frames"),
         (estimated > 0, f"gain estimated from the sky of the night in {estimated} of {n} frames"),
+        (guessed > 0, f"saturation guessed in {guessed} of {n} frames, from pixels that pile up"),
         (gainless > 0, f"gain unknown in {gainless} of {n} frames: fluxes there are in ADU, and "
          "errors come from the scatter of the sky"),
         (plate is None, "no plate: the star list has no directions"),
@@ -111,6 +113,21 @@ def caveats(contents: Contents) -> list[str]:
         (2 * int(contents.clean.sum()) < n, "more than half of the points are flagged"),
     ]  # fmt: skip
     return [text for holds, text in said if holds]
+
+
+def budget_table(contents: Contents) -> Table:
+    """What a point errs by, cause by cause, and what it scatters by."""
+    rows: list[tuple[Cell, ...]] = []
+    for term in noise_budget(contents.columns, contents.clean, contents.facts):
+        value = term.value if term.name == "ratio" else 100 * term.value
+        rows.append(
+            (term.meaning, number(value, ".2f" if term.name == "ratio" else ".3f"), term.note)
+        )
+    lead = (
+        "Errors of one point relative to the flux, medians over the points without a flag. "
+        "Scintillation is not part of the error bars."
+    )
+    return Table("Noise budget", ("", "#%", ""), rows, lead)
 
 
 def flags_table(contents: Contents) -> Table:

@@ -48,6 +48,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag(14, "centroid_fallback", "star", "centroid failed or strayed; aligned position used"),
     Flag(15, "background_poor", "star", "too few clean pixels in the annulus"),
     Flag(16, "gain_estimated", "frame", "gain as the sky of the night shows it", caveat=True),
+    Flag(17, "saturation_guessed", "frame", "saturation as its pixels pile up", caveat=True),
 )
 
 BITS: dict[str, int] = {flag.name: flag.mask for flag in FLAGS}
