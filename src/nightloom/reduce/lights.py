@@ -61,8 +61,9 @@ Rows = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class LightsJob:
-    """Equal where the fingerprint is: a worker looks for the drift once, not for each band."""
+    """Equal where archive and fingerprint are: a worker looks for the drift once, not each band."""
 
+    root: Path  # of the frames
     product: str
     fingerprint: str
     frames: tuple[CalibratedFrame, ...] = field(compare=False)  # in order of time
@@ -121,7 +122,7 @@ def lights_recipe(
         product, fingerprint=recipe.fingerprint, inputs=inputs, settings=None,
         algorithm=LIGHTS_VERSION,
     )  # fmt: skip
-    job = LightsJob(product, recipe.fingerprint, chosen, config.photometry, attributes)
+    job = LightsJob(first.root, product, recipe.fingerprint, chosen, config.photometry, attributes)
     return replace(recipe, job=job)
 
 
