@@ -26,7 +26,7 @@ from nightloom.store.encodings import (
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-FIELD_VERSION = 4
+FIELD_VERSION = 5
 CHUNK_BYTES = 16 << 20
 SLAB_BYTES = 256 << 20
 MAX_CHUNK_STARS = 16

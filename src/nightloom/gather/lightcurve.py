@@ -29,7 +29,7 @@ from nightloom.store.encodings import read_arrays, read_attributes, write_store
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-LIGHTCURVE_VERSION = 3
+LIGHTCURVE_VERSION = 4
 _FROM_FIELD = ("jd_utc", "exposure_s", "fwhm_px", "shift_x_px", "shift_y_px", "path", "night")
 _APERTURE = ("radius_fwhm", "radius_px", "aperture_kind")
 _OF_CAMERA = ("gain_e_per_adu", "read_noise_e", "dark_e", "flat_err")
