@@ -126,7 +126,7 @@ def _any(flags: Mask) -> bool:
     marks = np.uint8(0)
     for k in range(len(flags)):
         marks |= flags[k]
-    return marks != 0
+    return bool(marks != 0)
 
 
 @njit(nogil=True, cache=True)
