@@ -51,7 +51,7 @@ GATES = {
     "real_650x500": {"ratio_eloy": 15.0, "ratio_sep": 8.0},
 }
 STEPS = {  # of ours: where the function is called from
-    "read": (detection, "read_pixels"),
+    "read": (detection, "pixels_of"),
     "calibrate": (detection, "calibrate"),
     "background": (detection, "background_mesh"),
     "detect": (detection, "detect"),

@@ -255,7 +255,7 @@ def _clip_rings(
         while high > low and not row[high - 1] < np.inf:
             high -= 1
         origin = np.float64(row[(low + high) // 2]) if high > low else 0.0
-        first, second = _sums(row[low:high], origin)
+        first, second = sums_about(row[low:high], origin)
         deviation = 0.0
         for clips in range(_MAX_CLIPS + 1):
             n = high - low
@@ -285,7 +285,7 @@ def _clip_rings(
 
 
 @njit(nogil=True, cache=True)
-def _sums(values: Pixels, origin: float) -> tuple[float, float]:
+def sums_about(values: Pixels, origin: float) -> tuple[float, float]:
     """Sums of the values less an origin near their mean, and of its square.
 
     Four of each keep the adders busy.

@@ -13,6 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from nightloom.image import crowding, peaks, sources
+from nightloom.image.annulus import sums_about
 from nightloom.image.calibrate import Mask, Pixels, as_mask, as_pixels
 from nightloom.image.peaks import UNUSABLE, Floats, Mesh
 from nightloom.image.saturation import saturated_groups
@@ -317,11 +318,7 @@ def _box_statistics(samples: Pixels) -> tuple[Pixels, Pixels]:
                 high -= 1
             if high - low == size or high - low < 8:
                 break
-        first, second = 0.0, 0.0
-        for k in range(low, high):
-            deviation = values[k] - median
-            first += deviation
-            second += deviation * deviation
+        first, second = sums_about(values[low:high], median)
         mean = first / (high - low)
         level[box] = median
         noise[box] = np.sqrt(max(0.0, second / (high - low) - mean * mean))

@@ -99,22 +99,51 @@ def _look(
         if low > high or left > right:
             clean[star] = 0.0
             continue
+        first, last = int(left), int(right) + 1
         for j in range(int(low), int(high) + 1):
             dy = abs(j - y)
-            near_y = max(dy - 0.5, 0.0) ** 2
-            for i in range(int(left), int(right) + 1):
-                dx = abs(i - x)
-                flags = mask[j, i]
-                if flags or mended[j, i]:
-                    near = max(dx - 0.5, 0.0) ** 2 + near_y
-                    seen |= flags if near < flag_px * flag_px else 0
-                    nearest = min(nearest, near) if mended[j, i] & UNUSABLE else nearest
-                inside = dx * dx + dy * dy <= peak_px * peak_px
-                if inside and not flags & UNUSABLE:
-                    value = np.float64(raw[j, i])
-                    peak = value if value > peak else peak  # a NaN is never above
+            flags, left_over = mask[j][first:last], mended[j][first:last]
+            if _any(flags) or _any(left_over):
+                bit, nearest = _marks_of_row(
+                    flags, left_over, first - x, max(dy - 0.5, 0.0) ** 2, flag_px, nearest
+                )
+                seen |= bit
+            if dy <= peak_px:
+                start = max(first, int(np.floor(x - peak_px)))
+                stop = min(last, int(np.ceil(x + peak_px)) + 1)
+                for i in range(start, stop):
+                    dx = i - x
+                    if dx * dx + dy * dy <= peak_px * peak_px and not mask[j, i] & UNUSABLE:
+                        value = np.float64(raw[j, i])
+                        peak = value if value > peak else peak  # a NaN is never above
         peaks[star] = peak if peak > -np.inf else np.nan
         bits[star], clean[star] = seen, math.sqrt(nearest)
+
+
+@njit(nogil=True, cache=True)
+def _any(flags: Mask) -> bool:
+    """Whether a flag is set in a row; nearly all rows are without, so no pixel is branched on."""
+    marks = np.uint8(0)
+    for k in range(len(flags)):
+        marks |= flags[k]
+    return bool(marks != 0)
+
+
+@njit(nogil=True, cache=True)
+def _marks_of_row(
+    flags: Mask, mended: Mask, first: float, near_y: float, flag_px: float, nearest: float
+) -> tuple[int, float]:
+    """Bits of a row's pixels within reach, and the nearest (squared) of those left unusable.
+
+    first: of the row's pixels from the star, in x; near_y: squared, in y.
+    """
+    seen = 0
+    for i in range(len(flags)):
+        if flags[i] or mended[i]:
+            near = max(abs(first + i) - 0.5, 0.0) ** 2 + near_y
+            seen |= flags[i] if near < flag_px * flag_px else 0
+            nearest = min(nearest, near) if mended[i] & UNUSABLE else nearest
+    return seen, nearest
 
 
 def blended(x_px: ArrayLike, y_px: ArrayLike, *, radius_px: float) -> NDArray[np.bool_]:

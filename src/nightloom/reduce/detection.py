@@ -20,7 +20,8 @@ from nightloom.reduce.masters import Calibration, saturation_of
 from nightloom.reduce.pixels import pixels_of
 
 START_FWHM_PX = 3.5
-DETECT_STARS = 400
+DETECT_STARS = 400  # of what a star list is made from
+ALIGNED_STARS = 200  # where no more than a frame's place and width are asked for
 ALIGN_STARS = 100
 MIN_STARS = 3
 MAX_SATURATED = 0.5  # fraction of the frame: then it is twilight, not a field of stars
@@ -112,27 +113,31 @@ def trimmed(mask: NDArray[np.uint8], trim_px: int) -> NDArray[np.uint8]:
     return out
 
 
-def look(exposure: Exposure, *, fwhm_px: float, settings: PhotometrySection) -> Sight:
+def look(
+    exposure: Exposure, *, fwhm_px: float, settings: PhotometrySection,
+    max_stars: int = DETECT_STARS,
+) -> Sight:  # fmt: skip
     """Background, stars and PSF of a frame; the kernel's width is corrected once if far off."""
     background = background_mesh(exposure.pixels_e, exposure.mask)
-    stars = _detect(exposure, background, fwhm_px, settings)
+    stars = _detect(exposure, background, fwhm_px, settings, max_stars)
     psf = _psf(exposure, background, stars, fwhm_px)
     if psf.n_stars and not 0.7 < psf.fwhm_px / fwhm_px < 1.4:
-        stars = _detect(exposure, background, psf.fwhm_px, settings)
+        stars = _detect(exposure, background, psf.fwhm_px, settings, max_stars)
         psf = _psf(exposure, background, stars, psf.fwhm_px)
     return Sight(background, stars, psf)
 
 
 def _detect(
-    exposure: Exposure, background: Background, fwhm_px: float, settings: PhotometrySection
-) -> Detections:
+    exposure: Exposure, background: Background, fwhm_px: float, settings: PhotometrySection,
+    max_stars: int,
+) -> Detections:  # fmt: skip
     return detect(
         exposure.pixels_e,
         exposure.mask,
         background,
         fwhm_px=fwhm_px,
         threshold_sigma=settings.detection_sigma,
-        max_stars=DETECT_STARS,
+        max_stars=max_stars,
     )
 
 

@@ -46,7 +46,15 @@ from nightloom.image.repair import repair
 from nightloom.image.stars import StarPixels, blended, peaks_and_clean_radius
 from nightloom.plan.recipes import PlannedFrame
 from nightloom.reduce.cosmic import mark_cosmic_rays
-from nightloom.reduce.detection import Exposure, Sight, expose, gain_of, look, place
+from nightloom.reduce.detection import (
+    ALIGNED_STARS,
+    Exposure,
+    Sight,
+    expose,
+    gain_of,
+    look,
+    place,
+)
 from nightloom.reduce.masters import calibration_of
 from nightloom.reduce.networks import network_of
 from nightloom.reduce.reference import CalibratedFrame
@@ -99,7 +107,7 @@ def measure_frame(
         exposure = expose(item.frame, calibration, item.instrument, trim_px=trim_px)
         if cosmic_rays:
             exposure = mark_cosmic_rays(exposure, fwhm_px=stars.fwhm_px)
-        sight = look(exposure, fwhm_px=stars.fwhm_px, settings=settings)
+        sight = look(exposure, fwhm_px=stars.fwhm_px, settings=settings, max_stars=ALIGNED_STARS)
         placed = _place(item.frame, sight, stars, settings)
     except FrameError as error:
         log.warning("quarantined: %s", error)
