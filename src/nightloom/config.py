@@ -45,6 +45,8 @@ class Instrument(Section):
     pixel_scale_arcsec: float | None = Field(None, gt=0)
     aperture_m: float | None = Field(None, gt=0)  # diameter of the telescope, for scintillation
     scintillation_coefficient: float = Field(1.5, gt=0)  # of the site: C_Y of Osborn et al. 2015
+    overscan_section: str | None = None  # "[x1:x2,y1:y2]" of the file, from 1; "none"
+    data_section: str | None = None  # likewise; what is outside is never used
     site_lat_deg: float | None = Field(None, ge=-90, le=90)
     site_lon_deg: float | None = Field(None, ge=-180, le=360)
     site_height_m: float | None = None
