@@ -209,6 +209,13 @@ class Archive:
             dict(dataset.attrs),
         )  # fmt: skip
 
+    def stack(self, field: str, night: str, filter: str) -> xr.Dataset:
+        """The stack of a night on the reference's grid, with its weights [y, x]; to look at.
+
+        Made where nightloom.toml says so: [stack] nights = true.
+        """
+        return self._dataset(f"stack/{field}/{night}/{filter_slug(filter)}")
+
     def master(self, product: str) -> xr.Dataset:
         """A master by its id, such as "master/bias/..."; the ids are in `ledger`."""
         name = product if product.startswith("master/") else f"master/{product}"

@@ -146,6 +146,10 @@ class GatherSection(Section):
     max_comparisons: int = Field(50, ge=1)
 
 
+class StackSection(Section):
+    nights: bool = False  # a stack of each night beside its cube
+
+
 class RunSection(Section):
     max_quarantined: float = Field(0.2, ge=0, le=1)  # fraction of a night's science frames
 
@@ -161,6 +165,7 @@ class Config(Section):
     calibration: CalibrationSection = CalibrationSection()
     reference: ReferenceSection = ReferenceSection()
     photometry: PhotometrySection = PhotometrySection()
+    stack: StackSection = StackSection()
     gather: GatherSection = GatherSection()
     run: RunSection = RunSection()
 
@@ -244,6 +249,7 @@ def _known_keys(path: list[str]) -> list[str]:
         "calibration": CalibrationSection,
         "reference": ReferenceSection,
         "photometry": PhotometrySection,
+        "stack": StackSection,
         "gather": GatherSection,
         "run": RunSection,
     }

@@ -300,6 +300,7 @@ def reduce(run: Run, made: Plan) -> None:
     run.make(stages.plate_recipes(root, made, config))
     run.make(stages.stars_recipes(root, made, config))
     run.make(stages.cube_recipes(root, made, config))
+    run.make(stages.stack_recipes(root, made, config))
 
 
 def _references(run: Run, made: Plan) -> list[Recipe]:
