@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,3 +111,55 @@ def test_no_stack_is_made_unless_it_is_asked_for(night: Night) -> None:
     plan = make_plan(read_frames(night.config.products_path), night.config)
     off = night.config.model_copy(update={"stack": Config.model_fields["stack"].default})
     assert list(stages.stack_recipes(night.config.products_path, plan, off)) == []
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from nightloom.config import Instrument
+from nightloom.plan.recipes import PlannedFrame
+from nightloom.reduce import stacks
+from nightloom.reduce.masters import MasterPaths
+from nightloom.reduce.reference import CalibratedFrame
+n, size, file = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+nan = float("nan")
+frame = PlannedFrame(
+    root=file.parent, path=file.name, hdu=0, size_bytes=file.stat().st_size, digest="d",
+    instrument="cam", filter="R", ny=size, nx=size, jd_utc=2460000.0, exposure_s=4.0,
+    gain_e_per_adu=1.0, read_noise_e=6.0, saturation_adu=60000.0, ra_deg=nan, dec_deg=nan,
+    pixel_scale_arcsec=nan, site_lat_deg=nan, site_lon_deg=nan, site_height_m=nan,
+    time_suspect=False,
+)
+item = CalibratedFrame(frame, MasterPaths(), Instrument())
+places = tuple(
+    stacks.Placement(k, np.array([[1.0, 0.0, k % 7], [0.0, 1.0, -k % 5]]), 1.0, 0.01, 200.0)
+    for k in range(n)
+)
+job = stacks.StackJob("stack/f/n/R", (item,) * n, file, file, 0, {})
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+stacks.stack_band(job, places[:1], (0, 32))  # compiles
+before = peak()
+for a in range(0, size, 256):
+    planes, names = stacks.stack_band(job, places, (a, a + 256))
+assert len(names) == n
+print(before, peak())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the kernel's VmHWM")
+def test_memory_does_not_grow_with_the_frames(tmp_path: Path) -> None:
+    """All bands of a stack of 15 and of 60 frames: of 0.4 Mpx each, 46 MB of raw numbers."""
+    size, file = 640, tmp_path / "frame.fits"
+    fits.writeto(file, np.random.default_rng(4).integers(180, 220, (size, size), np.uint16))
+    peaks = []
+    for n in (15, 60):
+        told = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(n), str(size), str(file)],
+            capture_output=True, text=True, check=True, timeout=120,
+        )  # fmt: skip
+        before, peak = map(float, told.stdout.split())
+        peaks.append(peak)
+        assert peak - before < 24  # MiB
+    assert peaks[1] < 1.2 * peaks[0], peaks

@@ -8,6 +8,7 @@ fixed height whose sums do not know of the band, so that its height changes no b
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -164,14 +165,17 @@ def _affine(
 
 def stack_bands(job: StackJob, bands: tuple[Rows, ...]) -> list[tuple[NDArray[Any], list[str]]]:
     """Mean and weight [2, row, x] of some bands, and the frames in them."""
-    return [_band(job, band) for band in bands]
+    return [stack_band(job, placements(job), band) for band in bands]
 
 
-def _band(job: StackJob, band: Rows) -> tuple[NDArray[Any], list[str]]:
+def stack_band(
+    job: StackJob, places: Sequence[Placement], band: Rows
+) -> tuple[NDArray[Any], list[str]]:
+    """Mean and weight [2, row, x] of a band that begins with a tile, and the frames in it."""
     nx = job.frames[0].frame.nx
     tiles = [(a, min(a + TILE_ROWS, band[1])) for a in range(band[0], band[1], TILE_ROWS)]
     plain = [empty_stack(b - a, nx) for a, b in tiles]
-    used = [p for p in placements(job) if _add(job, p, band, tiles, plain, None)]
+    used = [p for p in places if _add(job, p, band, tiles, plain, None)]
     sums = plain
     if len(used) >= MIN_CLIPPED:
         sums = [empty_stack(b - a, nx) for a, b in tiles]
