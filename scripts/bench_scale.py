@@ -37,7 +37,7 @@ from nightloom.engine.cluster import SERIAL, Engine
 from nightloom.engine.recipe import Event, ItemsDone, Made, Recipe
 from nightloom.report.pages import page_recipes
 from nightloom.schema.cube import STARS, TARGETS, Variable
-from nightloom.schema.frames import COLUMNS
+from nightloom.schema.frames import COLUMNS, FRAMES_SCHEMA_VERSION
 from nightloom.store.encodings import write_store
 from nightloom.store.fingerprint import digest_of
 from nightloom.store.products import kind_of
@@ -113,7 +113,7 @@ def make_archive(folder: Path, n_frames: int) -> Path:
     path.write_text('[archive]\nframes = ["frames"]\n')
     config = load_config(path)
     table = frame_table(n_frames, folder / "frames")
-    table.attrs["rules"] = digest_of([__version__, dict(config.instrument)])
+    table.attrs["rules"] = digest_of([__version__, FRAMES_SCHEMA_VERSION, dict(config.instrument)])
     write_table(config.products_path / pipeline.FRAMES, table)
     return path
 

@@ -17,7 +17,7 @@ from nightloom.gather.budget import clean_points, noise_budget
 from nightloom.plan.fields import slug
 from nightloom.plan.recipes import filter_slug
 from nightloom.schema.flags import BITS
-from nightloom.schema.frames import QUARANTINE, SUSPECT_BITS, empty_frames
+from nightloom.schema.frames import QUARANTINE, SUSPECT_BITS, completed, empty_frames
 from nightloom.store.encodings import open_store, read_arrays, read_attributes
 from nightloom.store.ledger import ledger, read_expected
 from nightloom.store.products import current, kind_of, read_attempt
@@ -67,7 +67,7 @@ class Archive:
     def frames(self) -> pd.DataFrame:
         """The frame table, with each frame's `state` and its reason in words."""
         path = self.root / FRAMES
-        frames = read_table(path) if path.exists() else empty_frames()
+        frames = completed(read_table(path)) if path.exists() else empty_frames()
         state = pd.Series("pending", index=frames.index, dtype="str")
         calibration = frames["image_type"].isin(["bias", "dark", "flat"])
         state[calibration] = "unused"
@@ -208,6 +208,13 @@ class Archive:
             dataset["stack"], dataset["weight"], dataset[names].to_dataframe(), wcs,
             dict(dataset.attrs),
         )  # fmt: skip
+
+    def stack(self, field: str, night: str, filter: str) -> xr.Dataset:
+        """The stack of a night on the reference's grid, with its weights [y, x]; to look at.
+
+        Made where nightloom.toml says so: [stack] nights = true.
+        """
+        return self._dataset(f"stack/{field}/{night}/{filter_slug(filter)}")
 
     def master(self, product: str) -> xr.Dataset:
         """A master by its id, such as "master/bias/..."; the ids are in `ledger`."""

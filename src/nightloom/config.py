@@ -45,6 +45,8 @@ class Instrument(Section):
     pixel_scale_arcsec: float | None = Field(None, gt=0)
     aperture_m: float | None = Field(None, gt=0)  # diameter of the telescope, for scintillation
     scintillation_coefficient: float = Field(1.5, gt=0)  # of the site: C_Y of Osborn et al. 2015
+    overscan_section: str | None = None  # "[x1:x2,y1:y2]" of the file, from 1; "none"
+    data_section: str | None = None  # likewise; what is outside is never used
     site_lat_deg: float | None = Field(None, ge=-90, le=90)
     site_lon_deg: float | None = Field(None, ge=-180, le=360)
     site_height_m: float | None = None
@@ -144,6 +146,10 @@ class GatherSection(Section):
     max_comparisons: int = Field(50, ge=1)
 
 
+class StackSection(Section):
+    nights: bool = False  # a stack of each night beside its cube
+
+
 class RunSection(Section):
     max_quarantined: float = Field(0.2, ge=0, le=1)  # fraction of a night's science frames
 
@@ -159,6 +165,7 @@ class Config(Section):
     calibration: CalibrationSection = CalibrationSection()
     reference: ReferenceSection = ReferenceSection()
     photometry: PhotometrySection = PhotometrySection()
+    stack: StackSection = StackSection()
     gather: GatherSection = GatherSection()
     run: RunSection = RunSection()
 
@@ -242,6 +249,7 @@ def _known_keys(path: list[str]) -> list[str]:
         "calibration": CalibrationSection,
         "reference": ReferenceSection,
         "photometry": PhotometrySection,
+        "stack": StackSection,
         "gather": GatherSection,
         "run": RunSection,
     }

@@ -33,7 +33,7 @@ from nightloom.plan.recipes import Plan, make_plan
 from nightloom.reduce.cosmic import load_astroscrappy
 from nightloom.reduce.networks import network_of
 from nightloom.report.pages import page_recipes
-from nightloom.schema.frames import FRAMES_SCHEMA_VERSION, empty_frames
+from nightloom.schema.frames import FRAMES_SCHEMA_VERSION, completed, empty_frames
 from nightloom.schema.trace import TaskKind
 from nightloom.store.filesystem import require_file_system
 from nightloom.store.fingerprint import digest_of
@@ -231,7 +231,7 @@ def _cannot_write(path: Path, error: OSError) -> RunError:
 def read_frames(root: Path) -> pd.DataFrame:
     """The frame table of the last scan; an empty one before there was one."""
     path = root / FRAMES
-    return read_table(path) if path.exists() else empty_frames()
+    return completed(read_table(path)) if path.exists() else empty_frames()
 
 
 def scan(run: Run) -> ScanResult:
@@ -300,6 +300,7 @@ def reduce(run: Run, made: Plan) -> None:
     run.make(stages.plate_recipes(root, made, config))
     run.make(stages.stars_recipes(root, made, config))
     run.make(stages.cube_recipes(root, made, config))
+    run.make(stages.stack_recipes(root, made, config))
 
 
 def _references(run: Run, made: Plan) -> list[Recipe]:

@@ -33,6 +33,7 @@ from nightloom.reduce.reference import (
     reference_settings,
     spread,
 )
+from nightloom.reduce.stacks import stack_recipe
 from nightloom.reduce.stars import plate_recipe, stars_recipe
 from nightloom.schema.cube import TARGETS
 from nightloom.store.encodings import read_arrays
@@ -118,6 +119,12 @@ def cube_recipes(root: Path, plan: Plan, config: Config) -> Iterator[Recipe]:
     return (cube_recipe(root, cube, config) for cube in plan.cubes)
 
 
+def stack_recipes(root: Path, plan: Plan, config: Config) -> Iterator[Recipe]:
+    """A stack a field, night and filter, where they are wanted."""
+    cubes = plan.cubes if config.stack.nights else ()
+    return (stack_recipe(root, cube, config) for cube in cubes)
+
+
 def field_recipes(root: Path, plan: Plan) -> list[Recipe]:
     """A joined store a field and filter."""
     return [field_recipe(root, plan.cubes_of(field, name)) for field, name in _pairs(plan)]
@@ -194,6 +201,7 @@ def all_recipes(root: Path, plan: Plan, config: Config) -> Iterator[Recipe]:
     yield from plate_recipes(root, plan, config)
     yield from stars_recipes(root, plan, config)
     yield from cube_recipes(root, plan, config)
+    yield from stack_recipes(root, plan, config)
     yield from field_recipes(root, plan)
     yield from ensemble_recipes(root, plan, config)
     yield from lightcurve_recipes(root, plan, config)

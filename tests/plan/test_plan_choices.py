@@ -58,9 +58,9 @@ def test_nearest_valid_master_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        ({"instrument": "other"}, "another camera, shape or read mode"),
-        ({"nx": 50}, "another camera, shape or read mode"),
-        ({"read_mode": "fast"}, "another camera, shape or read mode"),
+        ({"instrument": "other"}, "another camera, shape, read mode or overscan"),
+        ({"nx": 50}, "another camera, shape, read mode or overscan"),
+        ({"read_mode": "fast"}, "another camera, shape, read mode or overscan"),
         ({"ccd_temp_c": -10.0}, "temperature differs by over 2 C"),
         ({"night": DAYS[3]}, "no bias within 30 d"),
     ],

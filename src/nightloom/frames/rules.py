@@ -19,6 +19,7 @@ from nightloom.errors import ConfigError
 from nightloom.frames.cards import Cards, text_of
 
 GENERIC = "generic"
+NO_SECTION = "none"  # a profile that wants none, whatever the header says
 # Frame-table columns that a profile may take from a header key of its choice.
 KEY_COLUMNS = (
     "object",
@@ -29,6 +30,8 @@ KEY_COLUMNS = (
     "ra_deg",
     "dec_deg",
     "binning",
+    "overscan_section",
+    "data_section",
     "gain_e_per_adu",
     "read_noise_e",
     "read_mode",
@@ -49,6 +52,7 @@ _FIXED = (
     "site_lon_deg",
     "site_height_m",
 )
+_SECTIONS = ("overscan_section", "data_section")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Rules:
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fixed: Mapping[str, float] = field(default_factory=dict)  # column -> the user's value
     site: Mapping[str, float] = field(default_factory=dict)  # column -> where the header has none
+    sections: Mapping[str, str] = field(default_factory=dict)  # column -> the user's text
     types: Mapping[str, str] = field(default_factory=dict)  # image type -> glob on the path
     image_type: str = ""  # of frames whose header, folder and name tell none
     time_is: str = ""  # start, mid, end; '' lets the card's comment say
@@ -134,12 +139,14 @@ def _rules(name: str, table: dict[str, object], under: Rules) -> Rules:
 def _merge(name: str, profile: Instrument, dialect: Rules) -> Rules:
     keys = {**dialect.keys, **{column: (key,) for column, key in profile.keys.items()}}
     fixed = {column: getattr(profile, column) for column in _FIXED}
+    sections = {column: getattr(profile, column) for column in _SECTIONS}
     unit = profile.exposure_unit if "exposure_unit" in profile.model_fields_set else ""
     return replace(
         dialect,
         profile=name,
         keys=keys,
         fixed={column: value for column, value in fixed.items() if value is not None},
+        sections={column: text for column, text in sections.items() if text is not None},
         types={str(kind): glob for kind, glob in profile.types.items()},
         time_is=profile.time_is or dialect.time_is,
         time_zone_h=profile.time_zone_h,

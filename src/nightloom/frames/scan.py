@@ -16,7 +16,7 @@ import pandas as pd
 
 from nightloom.config import Config, Instrument
 from nightloom.errors import ConfigError, FrameError, TransientError
-from nightloom.frames.checks import check_file, check_frames, check_header
+from nightloom.frames.checks import CALIBRATED, check_file, check_frames, check_header
 from nightloom.frames.clock import Findings
 from nightloom.frames.fits import (
     Hdu,
@@ -25,6 +25,7 @@ from nightloom.frames.fits import (
     merged_cards,
     read_hdus,
 )
+from nightloom.frames.image_section import check_profile_sections, section_columns
 from nightloom.frames.instrument import standard_values, suspect_columns
 from nightloom.frames.rules import Rules, check_profiles, choose_rules
 from nightloom.schema.frames import empty_frames, frames_from_rows
@@ -90,6 +91,7 @@ def scan(
     Raises ConfigError: a root is not there, a profile makes no sense.
     """
     check_profiles(config.instrument)
+    check_profile_sections(config.instrument)
     roots = [os.path.normpath(config.folder / name) for name in config.archive.frames]
     found = find_files(roots, skip=config.products_path)
     kept, to_read = _compare(found, previous, reread=reread)
@@ -267,13 +269,18 @@ def _readable(
     if not hdu.shape:
         return row
     findings += check_file(hdus, hdu) + check_header(cards)
+    rules, where = choose_rules(cards, instruments, merged), f"{file.path}[{hdu.index}]"
+    row |= section_columns(
+        cards, rules=rules, ny=hdu.ny, nx=hdu.nx, where=where, findings=findings,
+        is_corrected=any(words.startswith(CALIBRATED) for _, words in findings),
+    )  # fmt: skip
     try:
         row |= standard_values(
             cards,
-            rules=choose_rules(cards, instruments, merged),
+            rules=rules,
             path=file.full_path,
             n_own_parts=file.path.count("/") + 2,  # with the last folder of the root
-            where=f"{file.path}[{hdu.index}]",
+            where=where,
             findings=findings,
         )
     except FrameError as error:

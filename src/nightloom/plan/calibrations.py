@@ -15,9 +15,11 @@ import pandas as pd
 from nightloom.config import CalibrationSection
 from nightloom.plan.fields import slug
 from nightloom.schema.frames import QUARANTINE
+from nightloom.store.fingerprint import digest_of_bytes
 
 SAME_EXPOSURE = 0.01  # relative
-SHARED = ("instrument", "ny", "nx", "binning", "read_mode")
+SECTIONS = ("overscan_section", "data_section")
+SHARED = ("instrument", "ny", "nx", "binning", "read_mode", *SECTIONS)
 GROUPED_BY = {
     "bias": (*SHARED, "night"),
     "dark": (*SHARED, "night", "exposure_s"),
@@ -41,6 +43,8 @@ class Kit:
     filter: str
     ccd_temp_c: float
     rows: tuple[int, ...]
+    overscan_section: str = ""
+    data_section: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ class Wanted:
     exposure_s: float
     filter: str
     ccd_temp_c: float
+    overscan_section: str = ""
+    data_section: str = ""
 
 
 def kits(frames: pd.DataFrame) -> tuple[Kit, ...]:
@@ -95,7 +101,7 @@ def kits(frames: pd.DataFrame) -> tuple[Kit, ...]:
 def _kit(image_type: str, group: pd.DataFrame) -> Kit:
     first = group.iloc[0]
     name = f"{first['instrument']}-{first['nx']}x{first['ny']}-bin{first['binning']}"
-    parts = [name, slug(first["read_mode"]), first["night"]]
+    parts = [name, _sections_slug(first), slug(first["read_mode"]), first["night"]]
     exposure_s = float(group["exposure_s"].median())
     if image_type == "dark":
         parts.append(f"{exposure_s:g}s")
@@ -114,7 +120,15 @@ def _kit(image_type: str, group: pd.DataFrame) -> Kit:
         filter=first["filter"] if image_type == "flat" else "",
         ccd_temp_c=float(group["ccd_temp_c"].median()),
         rows=tuple(int(i) for i in group.sort_values(["jd_utc", "path"]).index),
+        overscan_section=first["overscan_section"],
+        data_section=first["data_section"],
     )
+
+
+def _sections_slug(row: pd.Series) -> str:
+    """What parts the masters of frames that are trimmed in different ways; mostly empty."""
+    texts = [row[name] for name in SECTIONS]
+    return f"trim{digest_of_bytes(' '.join(texts).encode())[:6]}" if any(texts) else ""
 
 
 def wanted_of(row: pd.Series) -> Wanted:
@@ -129,6 +143,8 @@ def wanted_of(row: pd.Series) -> Wanted:
         exposure_s=float(row["exposure_s"]),
         filter=row["filter"],
         ccd_temp_c=float(row["ccd_temp_c"]),
+        overscan_section=row["overscan_section"],
+        data_section=row["data_section"],
     )
 
 
@@ -183,7 +199,8 @@ def _nearest(
     if not of_type:
         return None, f"no {image_type} that fits in the archive"
     if not fitting:
-        return None, f"no {image_type}: {len(of_type)} of another camera, shape or read mode"
+        unlike = "of another camera, shape, read mode or overscan"
+        return None, f"no {image_type}: {len(of_type)} {unlike}"
     if len(warm) == len(fitting):
         limit = settings.max_temp_difference_c
         return None, f"no {image_type}: detector temperature differs by over {limit:g} C"

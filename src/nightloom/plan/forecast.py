@@ -137,8 +137,8 @@ def _sizes(root: Path, plan: Plan, config: Config) -> Callable[[str], _Size]:
             n, raw = len(masters[product].frames), _bytes_of(MASTER, y=frame.ny, x=frame.nx)
             core_s = n * frame.ny * frame.nx / PIXELS_A_CORE_SECOND
             return _Size(n, raw, 2 * len(MASTER) + 1, core_s)
-        if kind == "reference":
-            ny, nx = shapes.get(rest, (0, 0))
+        if kind in ("reference", "stack"):
+            ny, nx = shapes.get(rest.partition("/")[0], (0, 0))
             return _Size(0, _bytes_of(STACK, y=ny, x=nx), 24, PRODUCT_CORE_S)
         n = times.get(rest, times.get(rest.rpartition("/")[2], 0))
         if kind in ("field", "ensemble", "lightcurve"):

@@ -56,6 +56,8 @@ class PlannedFrame:
     site_height_m: float
     time_suspect: bool
     aperture_m: float = float("nan")  # enters light curves only, and so none of `numbers`
+    overscan_section: str = ""  # as the frame table has them
+    data_section: str = ""
 
     @property
     def file(self) -> Path:
@@ -65,6 +67,14 @@ class PlannedFrame:
     def identity(self) -> tuple[str, str]:
         """Name and digest under which the file enters a fingerprint."""
         return self.path, f"{self.size_bytes}-{self.digest}"
+
+    @property
+    def inputs(self) -> tuple[tuple[str, str], ...]:
+        """Its file, and how its border is told where it has one: what its pixels depend on."""
+        if not self.data_section:
+            return (self.identity,)
+        text = f"{self.overscan_section} {self.data_section}"
+        return self.identity, (f"{self.path} sections", digest_of_bytes(text.encode()))
 
     @property
     def numbers(self) -> tuple[str, str]:

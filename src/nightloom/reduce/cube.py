@@ -132,7 +132,7 @@ def cube_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:
     items = calibrated_frames(root, cube, config)
     masters = masters_of((cube,))
     positions = positions_of(root, cube.field)
-    inputs = tuple(item.frame.identity for item in items)
+    inputs = tuple(part for item in items for part in item.frame.inputs)
     inputs += tuple(item.frame.numbers for item in items)
     inputs += tuple((name, published_fingerprint(root, name)) for name in masters)
     if cube.lights:

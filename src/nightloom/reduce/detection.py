@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nightloom.config import Instrument, PhotometrySection
 from nightloom.errors import FrameError
+from nightloom.frames.image_section import ImageSection
 from nightloom.image.align import Alignment, Refusal, align
 from nightloom.image.calibrate import MASK_BAD, MASK_SATURATED, calibrate
 from nightloom.image.detect import Background, Detections, background_at, background_mesh, detect
@@ -17,6 +18,7 @@ from nightloom.image.pileup import pile_up_level
 from nightloom.image.psf import PsfShape, measure_psf
 from nightloom.plan.recipes import PlannedFrame
 from nightloom.reduce.masters import Calibration, saturation_of
+from nightloom.reduce.overscan import data_of, offset_with_levels
 from nightloom.reduce.pixels import pixels_of
 
 START_FWHM_PX = 3.5
@@ -73,15 +75,15 @@ def expose(
     guessed = guess < saturation
     pixels, mask = calibrate(
         raw,
-        offset=calibration.offset,
+        offset=offset_with_levels(raw, frame, calibration.offset),
         inverse_flat=calibration.inverse_flat,
         bad=calibration.bad,
         gain_e_per_adu=gain,
         saturation_adu=guess if guessed else saturation,
         nonlinear_adu=instrument.nonlinear_adu,
     )
-    if trim_px:
-        mask = trimmed(mask, trim_px)
+    if trim_px or frame.data_section:
+        mask = trimmed(mask, data_of(frame), trim_px)
     if not any(np.isfinite(row).any() for row in pixels):
         raise FrameError(where=frame.path, why="no pixel holds a number")
     if _n_saturated(mask) > MAX_SATURATED * mask.size:
@@ -105,10 +107,16 @@ def _n_saturated(mask: NDArray[np.uint8]) -> int:
     return int(np.count_nonzero(mask & MASK_SATURATED)) if marked > MAX_SATURATED * mask.size else 0
 
 
-def trimmed(mask: NDArray[np.uint8], trim_px: int) -> NDArray[np.uint8]:
-    """The mask with a border that is never used; coordinates stay those of the raw frame."""
+def trimmed(mask: NDArray[np.uint8], data: ImageSection, trim_px: int) -> NDArray[np.uint8]:
+    """The mask with what holds no data, and a border of what does, as bad: never used.
+
+    Coordinates stay those of the raw frame.
+    """
     out = mask | np.uint8(MASK_BAD)
-    inner = (slice(trim_px, -trim_px), slice(trim_px, -trim_px))
+    inner = (
+        slice(data.y0 + trim_px, data.y1 - trim_px),
+        slice(data.x0 + trim_px, data.x1 - trim_px),
+    )
     out[inner] = mask[inner]
     return out
 

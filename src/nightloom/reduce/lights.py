@@ -32,9 +32,10 @@ from nightloom.image.excess import (
     sky_noise,
     steady_excess,
 )
-from nightloom.plan.recipes import PlannedCube
+from nightloom.plan.recipes import PlannedCube, PlannedFrame
 from nightloom.reduce.detection import ALIGN_STARS, START_FWHM_PX, expose, look, place
 from nightloom.reduce.masters import HOTTEST_ADU, UNSTEADY, calibration_of
+from nightloom.reduce.overscan import data_of, less_overscan
 from nightloom.reduce.pixels import pixels_of
 from nightloom.reduce.reference import CalibratedFrame, spread
 from nightloom.schema.cube import MASTER
@@ -106,16 +107,16 @@ def lights_recipe(
 ) -> Recipe:  # fmt: skip
     """Recipe of the map of a cube's night; `masters` with their fingerprints."""
     product = cube.lights
-    common = Counter(item.frame.exposure_s for item in frames).most_common(1)[0][0]
-    chosen = spread([i for i in frames if i.frame.exposure_s == common], MOST_FRAMES)
-    inputs = tuple(item.frame.identity for item in chosen) + masters
+    common = Counter(_alike(item) for item in frames).most_common(1)[0][0]
+    chosen = spread([item for item in frames if _alike(item) == common], MOST_FRAMES)
+    inputs = tuple(part for item in chosen for part in item.frame.inputs) + masters
     first = chosen[0].frame
     rows = BAND_BYTES // (4 * first.nx * len(chosen))
-    rows = max(1, min(rows, MOST_ROWS, first.ny))
+    rows, data = max(1, min(rows, MOST_ROWS, first.ny)), data_of(first)
     recipe = Recipe(
         product, inputs, None, LIGHTS_VERSION, job=None,
         needs=tuple(name for name, _ in masters),
-        items=tuple((a, min(a + rows, first.ny)) for a in range(0, first.ny, rows)),
+        items=tuple((a, min(a + rows, data.y1)) for a in range(data.y0, data.y1, rows)),
         step=measure_bands, pack=keep_bands, finish=make_lights, shard_items=1, chunk_items=1,
     )  # fmt: skip
     attributes = provenance(
@@ -124,6 +125,12 @@ def lights_recipe(
     )  # fmt: skip
     job = LightsJob(first.root, product, recipe.fingerprint, chosen, config.photometry, attributes)
     return replace(recipe, job=job)
+
+
+def _alike(item: CalibratedFrame) -> tuple[float, str, str]:
+    """What the frames of a map share."""
+    frame = item.frame
+    return frame.exposure_s, frame.overscan_section, frame.data_section
 
 
 @lru_cache(maxsize=4)
@@ -167,7 +174,7 @@ def measure_bands(job: LightsJob, bands: tuple[Rows, ...]) -> list[Band | None]:
 
 
 def _band(job: LightsJob, rows: Rows) -> Band:
-    cut = slice(*rows)
+    cut, columns = slice(*rows), data_of(job.frames[0].frame).columns
     frames: list[NDArray[np.float32]] = []
     for item in job.frames:
         try:
@@ -176,12 +183,12 @@ def _band(job: LightsJob, rows: Rows) -> Band:
             log.warning("left out of the map of hot pixels: %s", error)
             continue
         calibration = calibration_of(item.paths, item.frame.exposure_s)
-        pixels = raw.astype(np.float32)
+        pixels = less_overscan(raw, item.frame, first_row=cut.start)
         if calibration.offset is not None:
             pixels -= calibration.offset[cut]
         if calibration.inverse_flat is not None:
             pixels *= calibration.inverse_flat[cut]
-        frames.append(np.nan_to_num(pixels, nan=0.0, posinf=0.0, neginf=0.0))
+        frames.append(np.nan_to_num(pixels[:, columns], nan=0.0, posinf=0.0, neginf=0.0))
     stack = np.stack(frames)
     excess = frame_excess(stack)
     kept = combine(excess, sigma=CLIP_SIGMA)
@@ -210,21 +217,23 @@ def make_lights(job: LightsJob, work: Path, bands: list[KeptBand | None]) -> Mad
     if not drift.enough or not known:
         return Made(outcome="empty", reason=f"no map of hot pixels: {drift.reason}")
     level, noise, used = np.concatenate([np.load(band.file) for band in known], axis=1)
-    first = job.frames[0]
-    calibration = calibration_of(first.paths, first.frame.exposure_s)
+    first = job.frames[0].frame
+    calibration = calibration_of(job.frames[0].paths, first.exposure_s)
     steady = steady_excess(level, noise, n_frames=len(job.frames), sigma=STEADY_SIGMA)
     flickers = (noise > UNSTEADY * np.median(noise)) | ~np.isfinite(noise)
     variance = noise**2 / np.maximum(used * len(job.frames), np.float32(1))
     lost = flickers | (used < LEAST_USED) | (steady > HOTTEST_ADU)
+    data = data_of(first)
     if calibration.inverse_flat is not None:
         # The map was made on flat frames, but is subtracted before the flat.
-        safe = np.where(calibration.inverse_flat > 0, calibration.inverse_flat, np.float32(1))
+        flat = calibration.inverse_flat[data.rows, data.columns]
+        safe = np.where(flat > 0, flat, np.float32(1))
         steady = (steady / safe).astype(np.float32)
     gain, gain_err = gain_by_lags([b.sky for b in known], [b.far_sky for b in known])
     attributes = job.attributes | {
         "image_type": "lights",
         "units": "adu",
-        "exposure_s": first.frame.exposure_s,
+        "exposure_s": first.exposure_s,
         "n_frames": len(job.frames),
         "drift": drift.reason,
         "n_steady": int(np.count_nonzero(steady)),
@@ -234,11 +243,20 @@ def make_lights(job: LightsJob, work: Path, bands: list[KeptBand | None]) -> Mad
     if gain_err < GAIN_ERROR * gain:
         attributes |= {"gain_e_per_adu": gain, "gain_err": gain_err}
         caveats.append(f"gain estimated from lights: {gain:.2f} +- {gain_err:.2f} e-/ADU")
+    bad = np.where(lost, np.uint8(MASK_BAD), np.uint8(0))
     arrays: dict[str, NDArray[Any]] = {
-        "level": steady,
-        "noise": noise,
-        "variance": np.where(steady == 0, np.float32(0), variance),
-        "bad": np.where(lost, np.uint8(MASK_BAD), np.uint8(0)),
+        "level": _on_frame(steady, first, np.float32(0)),
+        "noise": _on_frame(noise, first, np.float32(np.nan)),
+        "variance": _on_frame(np.where(steady == 0, np.float32(0), variance), first, np.float32(0)),
+        "bad": _on_frame(bad, first, np.uint8(MASK_BAD)),
     }
     write_store(work / "lights.zarr", MASTER, arrays, attributes=attributes)
     return Made(caveats=tuple(caveats))
+
+
+def _on_frame(plane: NDArray[Any], frame: PlannedFrame, beyond: np.generic) -> NDArray[Any]:
+    """A plane of the data of a frame on the whole of it; `beyond` where it holds no data."""
+    data = data_of(frame)
+    whole = np.full((frame.ny, frame.nx), beyond)
+    whole[data.rows, data.columns] = plane
+    return whole

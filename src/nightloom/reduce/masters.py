@@ -20,13 +20,14 @@ from nightloom.frames.fits import pixel_dtype, read_pixels
 from nightloom.image.calibrate import MASK_BAD, bad_from_dark, bad_from_flat, pair_gain
 from nightloom.image.combine import combine, median_variance
 from nightloom.plan.recipes import PlannedFrame, PlannedMaster
-from nightloom.reduce.sections import RowStack, Source, located, sections
+from nightloom.reduce.overscan import data_of, less_overscan
+from nightloom.reduce.sections import RowStack, Source, levelled, located, sections
 from nightloom.schema.cube import MASTER
 from nightloom.store.encodings import read_arrays, read_attributes, write_store
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-MASTER_VERSION = 5
+MASTER_VERSION = 6
 CLIP_SIGMA = 5.0
 MIN_FRAMES = 3  # with fewer, a cosmic ray stays in the median: said as a caveat
 FLAT_LOW, FLAT_HIGH = 0.02, 0.85  # usable level of a flat, as a fraction of saturation
@@ -111,7 +112,7 @@ class MasterJob:
 def master_recipe(root: Path, master: PlannedMaster, settings: CalibrationSection) -> Recipe:
     """Recipe of a master; the masters that it needs must be published."""
     upstream = [name for name in (master.choice.bias, master.choice.dark) if name]
-    inputs = tuple(frame.identity for frame in master.frames)
+    inputs = tuple(part for frame in master.frames for part in frame.inputs)
     inputs += tuple((name, published_fingerprint(root, name)) for name in upstream)
     chosen = MasterSettings(combine=settings.combine)
     recipe = Recipe(
@@ -148,7 +149,10 @@ def make_master(job: MasterJob, work: Path, _: list[Any]) -> Made:
         caveats += more
         bad = bad_from_flat(planes.level)
     else:
-        planes = _combined(sections(sources), sources, job.settings)
+        parts = sections(sources)
+        if sources[0].frame.data_section:  # the frames of a master share their sections
+            parts = levelled(parts, sources)
+        planes = _combined(parts, sources, job.settings)
         level_adu = _typical(planes.level)
         bad = _unusable(job.image_type, planes, sources)
     if len(sources) < MIN_FRAMES:
@@ -163,7 +167,7 @@ def make_master(job: MasterJob, work: Path, _: list[Any]) -> Made:
         # In one number each, so that years of masters can be compared without their pixels.
         "level_adu": level_adu,
         "median_noise": _typical(planes.noise),
-        "n_bad": int(np.count_nonzero(bad)),
+        "n_bad": int(np.count_nonzero(_inner(bad, sources[0].frame))),
     }
     arrays: dict[str, NDArray[Any]] = {
         "level": planes.level, "noise": planes.noise, "variance": planes.variance, "bad": bad
@@ -207,8 +211,8 @@ def _harmful(level: Floats, noise: Floats, hot: NDArray[np.uint8]) -> NDArray[np
     from its neighbours near a star's core would be worse. What flickers, or has little of its
     range left, is lost.
     """
-    middle = float(np.median(level))
-    flickers = noise > UNSTEADY * np.median(noise)
+    middle = _typical(level)
+    flickers = noise > UNSTEADY * _typical(noise)
     return np.where(flickers | (level - middle > HOTTEST_ADU), hot, np.uint8(0))
 
 
@@ -226,8 +230,8 @@ def _flat(
     for source in sources:
         raw = read_pixels(source.file, source.hdu.index)
         full = saturation_of(source.frame, raw.dtype)
-        middle = float(np.median(_less(raw, offset.within(source.frame.exposure_s))))
-        raw_middle = float(np.median(raw))
+        middle = float(np.median(_inner(_corrected(raw, source, offset), source.frame)))
+        raw_middle = float(np.median(_inner(raw, source.frame)))
         if not FLAT_LOW * full < raw_middle < FLAT_HIGH * full or not middle > 0:
             caveats += (f"{source.frame.path} left out: level {raw_middle:.0f} adu",)
             continue
@@ -251,7 +255,7 @@ def _normalised(
         values = np.empty(part.stored.shape, np.float32)
         for k, (source, level) in enumerate(zip(sources, levels, strict=True)):
             raw = part.pixels(k)
-            values[k] = _less(raw, offset.within(source.frame.exposure_s, part.rows))
+            values[k] = _corrected(raw, source, offset, part.rows)
             values[k] /= np.float32(level)
             values[k][raw >= saturation_of(source.frame, raw.dtype)] = np.nan
         yield RowStack(part.rows, values, 0)
@@ -266,9 +270,9 @@ def _measured_gain(job: MasterJob, sources: tuple[Source, ...]) -> float:
     gains = []
     for one, other in itertools.pairwise(sources):
         pair = [
-            _less(
-                read_pixels(source.file, source.hdu.index),
-                offset.within(source.frame.exposure_s),
+            _inner(
+                _corrected(read_pixels(source.file, source.hdu.index), source, offset),
+                source.frame,
             )
             for source in (one, other)
         ]
@@ -277,9 +281,19 @@ def _measured_gain(job: MasterJob, sources: tuple[Source, ...]) -> float:
     return float(np.median(known)) if known else float("nan")
 
 
-def _less(raw: NDArray[Any], offset: Floats | None) -> Floats:
-    pixels = raw.astype(np.float32)
-    return pixels if offset is None else pixels - offset
+def _corrected(
+    raw: NDArray[Any], source: Source, offset: Offset, rows: slice = slice(None)
+) -> Floats:
+    """Some rows of a frame less its overscan, bias and dark."""
+    pixels = less_overscan(raw, source.frame, first_row=rows.start or 0)
+    plane = offset.within(source.frame.exposure_s, rows)
+    return pixels if plane is None else pixels - plane
+
+
+def _inner(plane: NDArray[Any], frame: PlannedFrame) -> NDArray[Any]:
+    """The part of a plane [y, x] that holds data."""
+    data = data_of(frame)
+    return plane[data.rows, data.columns]
 
 
 def _typical(plane: Floats) -> float:

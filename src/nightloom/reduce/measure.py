@@ -57,6 +57,7 @@ from nightloom.reduce.detection import (
 )
 from nightloom.reduce.masters import calibration_of
 from nightloom.reduce.networks import network_of
+from nightloom.reduce.overscan import data_of
 from nightloom.reduce.reference import CalibratedFrame
 from nightloom.schema.cube import ROW_VARIABLES
 from nightloom.schema.flags import BITS
@@ -216,7 +217,10 @@ def _measure(
     middle_x, middle_y = (nx - 1) / 2, (ny - 1) / 2
     centre_x, centre_y = alignment.apply(placed.matrix, np.array([middle_x]), np.array([middle_y]))
     transparency = _transparency(flux, radii_px, fwhm_px, stars, item.frame.exposure_s)
-    inside_px = np.minimum.reduce([x + 0.5, y + 0.5, nx - 0.5 - x, ny - 0.5 - y])
+    data = data_of(item.frame)
+    inside_px = np.minimum.reduce(
+        [x - data.x0 + 0.5, y - data.y0 + 0.5, data.x1 - 0.5 - x, data.y1 - 0.5 - y]
+    )
     flags = _star_flags(marks, annuli, positions, fwhm_px)
     flags[~(inside_px >= FLAG_RADIUS_FWHM * fwhm_px)] |= BITS["edge"]
     flux[~(inside_px > 0)] = np.nan

@@ -197,7 +197,7 @@ def reference_recipe(
     """Recipe of the reference made of these frames; `inputs` where they are known without."""
     settings = reference_settings(config)
     if inputs is None:
-        inputs = tuple(item.frame.identity for item in frames)
+        inputs = tuple(part for item in frames for part in item.frame.inputs)
     recipe = Recipe(product, inputs, settings, REFERENCE_VERSION, job=None, finish=make_reference)
     attributes = provenance(
         product,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from nightloom.frames.fits import (
     unpack,
 )
 from nightloom.plan.recipes import PlannedFrame
+from nightloom.reduce.overscan import less_overscan
 from nightloom.reduce.pixels import require_unchanged
 
 SECTION_BYTES = 16 << 20  # of all frames together, at most
@@ -116,3 +117,12 @@ def sections(sources: Sequence[Source]) -> Iterator[RowStack]:
             else:
                 read_stored(source.file, source.hdu, first, plane)
         yield RowStack(rows, stack, zero or 0)
+
+
+def levelled(parts: Iterable[RowStack], sources: Sequence[Source]) -> Iterator[RowStack]:
+    """Sections of frames less the bias level that their overscan shows, NaN outside their data."""
+    for part in parts:
+        values = np.empty(part.stored.shape, np.float32)
+        for k, source in enumerate(sources):
+            values[k] = less_overscan(part.pixels(k), source.frame, first_row=part.rows.start)
+        yield RowStack(part.rows, values, 0)

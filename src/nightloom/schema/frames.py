@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-FRAMES_SCHEMA_VERSION = 2
+FRAMES_SCHEMA_VERSION = 3
 ImageType = Literal["bias", "dark", "flat", "science"]
 IMAGE_TYPES: tuple[ImageType, ...] = ("bias", "dark", "flat", "science")
 
@@ -39,6 +39,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("ny", "int32", "pixel", "rows"),
     Column("nx", "int32", "pixel", "columns"),
     Column("binning", "int16", "", "binning along x; 1 where the header has none"),
+    Column("overscan_section", "str", "", "[x1:x2,y1:y2] from 1, of the file; empty: none"),
+    Column("data_section", "str", "", "[x1:x2,y1:y2] of what holds data; empty: all of it"),
     Column("gain_e_per_adu", "float64", "electron/adu", "gain, NaN where unknown"),
     Column("read_noise_e", "float64", "electron", "read noise, NaN where unknown"),
     Column("read_mode", "str", "", "readout mode and camera gain setting, as far as given"),
@@ -84,6 +86,7 @@ SUSPECTS: tuple[Suspect, ...] = (
     Suspect(11, "colour", "a Bayer mosaic: photometry mixes its colours", quarantine=False),
     Suspect(12, "daylight", "a science frame taken with the sun up", quarantine=False),
     Suspect(13, "multi_hdu", "the file has more images than the one used", quarantine=False),
+    Suspect(14, "section_unused", "its overscan or data section makes no sense", quarantine=False),
 )
 SUSPECT_BITS: dict[str, int] = {suspect.name: suspect.mask for suspect in SUSPECTS}
 QUARANTINE: int = sum(suspect.mask for suspect in SUSPECTS if suspect.quarantine)
@@ -118,6 +121,20 @@ def frames_from_rows(rows: list[dict[str, object]]) -> pd.DataFrame:
         for column in COLUMNS
     }
     return pd.DataFrame(data)
+
+
+def completed(frames: pd.DataFrame) -> pd.DataFrame:
+    """A table that an earlier version wrote, with the columns that came since, empty."""
+    lacking = [column for column in COLUMNS if column.name not in frames]
+    if not lacking:
+        return frames
+    new = {
+        c.name: pd.Series(_empty_value(c), frames.index, pd.api.types.pandas_dtype(c.dtype))
+        for c in lacking
+    }
+    whole = frames.assign(**new)[list(COLUMN_NAMES)]
+    whole.attrs.update(frames.attrs)
+    return whole
 
 
 def _empty_value(column: Column) -> object:
