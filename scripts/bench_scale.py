@@ -31,15 +31,15 @@ import numpy as np
 import pandas as pd
 from distributed import Client
 
-from nightloom import __version__, pipeline, stages
+from nightloom import pipeline, stages
 from nightloom.config import Config, load_config
 from nightloom.engine.cluster import SERIAL, Engine
 from nightloom.engine.recipe import Event, ItemsDone, Made, Recipe
+from nightloom.engine.workers import environment
 from nightloom.report.pages import page_recipes
 from nightloom.schema.cube import STARS, TARGETS, Variable
-from nightloom.schema.frames import COLUMNS, FRAMES_SCHEMA_VERSION
+from nightloom.schema.frames import COLUMNS
 from nightloom.store.encodings import write_store
-from nightloom.store.fingerprint import digest_of
 from nightloom.store.products import kind_of
 from nightloom.store.provenance import provenance
 from nightloom.store.tables import write_table
@@ -110,10 +110,10 @@ def make_archive(folder: Path, n_frames: int) -> Path:
     """Files, configuration and frame table; returns the configuration."""
     write_files(folder / "frames", n_frames)
     path = folder / "nightloom.toml"
-    path.write_text('[archive]\nframes = ["frames"]\n')
+    path.write_text('[archive]\nframes = ["frames"]\n[calibration]\nlights_map = false\n')
     config = load_config(path)
     table = frame_table(n_frames, folder / "frames")
-    table.attrs["rules"] = digest_of([__version__, FRAMES_SCHEMA_VERSION, dict(config.instrument)])
+    table.attrs["rules"] = pipeline.rules_of(config)
     write_table(config.products_path / pipeline.FRAMES, table)
     return path
 
@@ -233,14 +233,8 @@ def cluster(folder: Path, n_workers: int) -> Iterator[tuple[str, int, list[int]]
     """A scheduler and workers as processes; the scheduler's file, its pid, the workers' pids."""
     folder.mkdir(parents=True)
     file = folder / "scheduler.json"
-    env = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "DASK_DISTRIBUTED__WORKER__PROFILE__INTERVAL": "10s",
-        "DASK_DISTRIBUTED__WORKER__PROFILE__CYCLE": "100s",
-        "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s",
-        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
-        "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-    }  # fmt: skip
+    path = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    env = os.environ | environment() | {"PYTHONPATH": path}
     dask = [sys.executable, "-m", "dask"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder, "env": env}
     server = [*dask, "scheduler", "--scheduler-file", str(file), "--host", "127.0.0.1",
@@ -260,7 +254,10 @@ def cluster(folder: Path, n_workers: int) -> Iterator[tuple[str, int, list[int]]
         for process in reversed(processes):
             process.terminate()
         for process in processes:
-            process.wait(60)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def part(script_arguments: list[str]) -> dict[str, float]:

@@ -256,11 +256,16 @@ def look(config: Config, *, map_chunks: MapChunks = map_serially) -> ScanResult:
     scan.
     """
     previous = read_frames(config.products_path)
-    rules = digest_of([__version__, FRAMES_SCHEMA_VERSION, dict(config.instrument)])
+    rules = rules_of(config)
     reread = previous.attrs.get("rules", rules) != rules
     result = scan_frames(config, previous, map_chunks=map_chunks, reread=reread)
     result.frames.attrs["rules"] = rules
     return result
+
+
+def rules_of(config: Config) -> str:
+    """Digest of all that decides what a header becomes; kept with the frame table."""
+    return digest_of([__version__, FRAMES_SCHEMA_VERSION, dict(config.instrument)])
 
 
 def plan(run: Run) -> Plan:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dask.bag import Bag
+from dask.highlevelgraph import HighLevelGraph
 from distributed import Client, Future, KilledWorker, as_completed, get_worker
 
 from nightloom.engine import window as w
@@ -251,27 +252,31 @@ class _Driver:
             _on_worker, self._topic, self._numbered(task), product.tags[task], *call,
             key=f"{task.kind}-{_id()}/{task.product}", retries=RETRIES, priority=URGENT, pure=False,
         )  # fmt: skip
-        self._watch(task, future)
+        self._watch([(task, future)])
 
     def _send_steps(self) -> None:
         """All parts that wait to be sent, as one message: a bag a product, a task a part."""
         if not self._steps:
             return
-        parts: list[Any] = []
+        graphs: list[HighLevelGraph] = []
+        keys: list[Any] = []
         for name, group in itertools.groupby(self._steps, key=lambda task: task.product):
             product = self._products[name]
             recipe = product.recipe
             run = partial(_on_worker_step, self._topic, recipe.step, recipe.job)
             key = f"step-{_id()}/{name}"
-            graph = {
+            parts = {
                 (key, i): (run, _Part(self._numbered(task), product.tags[task],
                                       recipe.items[task.first : task.last]))
                 for i, task in enumerate(group)
             }  # fmt: skip
-            parts += Bag(graph, key, len(graph)).to_delayed(optimize_graph=False)
-        futures = self._client.compute(parts, retries=RETRIES, optimize_graph=False)
-        for task, future in zip(self._steps, futures, strict=True):
-            self._watch(task, future)
+            graphs.append(Bag(parts, key, len(parts)).dask)
+            keys += parts
+        # Layers as they are: a Delayed a part, or a dict, which dask would hash, costs more than
+        # all the rest of a part's way.
+        graph = HighLevelGraph.merge(*graphs)
+        futures = self._client.get(graph, keys, sync=False, retries=RETRIES)
+        self._watch(zip(self._steps, futures, strict=True))
         self._steps = []
 
     def _numbered(self, task: w.Task) -> int:
@@ -280,10 +285,14 @@ class _Driver:
         self._products[task.product].numbers.append(number)
         return number
 
-    def _watch(self, task: w.Task, future: Future) -> None:
-        self._task_of[future.key] = task
-        self._products[task.product].held[task] = future
-        self._done.add(future)
+    def _watch(self, sent: Iterable[tuple[w.Task, Future]]) -> None:
+        futures = []
+        for task, future in sent:
+            self._task_of[future.key] = task
+            self._products[task.product].held[task] = future
+            futures.append(future)
+        # In the client's thread, which is then woken once and not for each of them.
+        self._client.sync(_add, self._done, futures)
 
     def _listen(self, event: tuple[float, Any]) -> None:
         # Called in the client's thread, before the end of the task is known.
@@ -313,7 +322,7 @@ class _Driver:
         product = self._products[task.product]
         if future.status in AGAIN:
             # Since it ended, the last worker that had its result is gone: it is made again.
-            self._watch(task, future)
+            self._watch([(task, future)])
             return
         if future.status == GONE:
             self._is_lost = True
@@ -354,6 +363,10 @@ class _Driver:
         if product.work.name:
             shutil.rmtree(product.work, ignore_errors=True)
         self._products[name] = _Product(product.recipe, product.began)
+
+
+async def _add(done: as_completed, futures: list[Future]) -> None:
+    done.update(futures)
 
 
 def _lost_row(recipe: Recipe, task: w.Task) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ NUMBERS = (
     "dec_deg", "exposure_s", "gain_e_per_adu", "jd_utc", "pixel_scale_arcsec", "ra_deg",
     "read_noise_e", "saturation_adu", "site_height_m", "site_lat_deg", "site_lon_deg",
 )  # fmt: skip
-
+_numbers_of = attrgetter(*NUMBERS)
+_NUMBERS_TEXT = "{" + "".join(f'"{name}":"%r",' for name in NUMBERS) + '"time_suspect":%s}'
 
 Columns = dict[str, NDArray[Any]]
 
@@ -79,10 +81,9 @@ class PlannedFrame:
     @property
     def numbers(self) -> tuple[str, str]:
         """What headers and profile say of the frame, as it enters a fingerprint."""
-        values = ",".join([f'"{name}":"{getattr(self, name)!r}"' for name in NUMBERS])
         suspect = "true" if self.time_suspect else "false"
-        # The text that digest_of makes of these values, at a tenth of its cost.
-        text = f'{{{values},"time_suspect":{suspect}}}'
+        # The text that digest_of makes of these values, at a twentieth of its cost.
+        text = _NUMBERS_TEXT % (*_numbers_of(self), suspect)
         return f"{self.path} numbers", digest_of_bytes(text.encode())
 
 
@@ -238,17 +239,17 @@ def _choices(
 
 def _with_lights(cube: PlannedCube, settings: CalibrationSection) -> PlannedCube:
     """The cube with a map of hot pixels from its own frames, where it is wanted and can be."""
+    if settings.lights_map is False or len(cube.choices) < LEAST_LIGHTS:
+        return cube
     name = cube.product.replace("cube/", "lights/", 1)
     why = "hot pixels from the night's own frames, if stars drift"
-    choices = tuple(
-        replace(choice, lights=name, reasons=(*choice.reasons, why))
+    # Equal choices stay one object: there are a few a night.
+    with_lights = {
+        choice: replace(choice, lights=name, reasons=(*choice.reasons, why))
+        for choice in dict.fromkeys(cube.choices)
         if not choice.calibrated and (settings.lights_map or not choice.dark)
-        else choice
-        for choice in cube.choices
-    )
-    if settings.lights_map is False or len(choices) < LEAST_LIGHTS:
-        return cube
-    return replace(cube, choices=choices)
+    }
+    return replace(cube, choices=tuple([with_lights.get(c, c) for c in cube.choices]))
 
 
 def _wanted(columns: Columns, row: int) -> Wanted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,6 @@ class CubeJob:
     trim_px: int
     cosmic_rays: bool
     n_frames: int
-    attributes: dict[str, Any]
 
 
 def cube_settings(config: Config, instrument: Instrument) -> CubeSettings:
@@ -149,7 +148,6 @@ def cube_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:
         needs=(*masters, f"stars/{cube.field}"),
         uses=(cube.lights,) if cube.lights else (),
         items=items,
-        begin=begin_cube,
         step=measure_frames,
         pack=pack_rows,
         finish=finish_cube,
@@ -177,10 +175,15 @@ def cube_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:
     n_stars = len(_stars(stars).x_px)
     n_apertures = len(config.photometry.aperture_kinds)
     job = CubeJob(
-        cube.product, stars, config.photometry, settings.trim_px, settings.cosmic_rays, len(items),
-        attributes,
+        cube.product, stars, config.photometry, settings.trim_px, settings.cosmic_rays, len(items)
     )  # fmt: skip
-    return replace(recipe, job=job, shard_items=shard_times(n_stars, n_apertures))
+    # The names of all frames are in the attributes: they go to one task, not with every part.
+    return replace(
+        recipe,
+        job=job,
+        begin=partial(begin_cube, attributes=attributes),
+        shard_items=shard_times(n_stars, n_apertures),
+    )
 
 
 @lru_cache(maxsize=8)
@@ -196,7 +199,7 @@ def site_of(cube: PlannedCube) -> tuple[float | None, float | None, float | None
     return lat, lon, height
 
 
-def begin_cube(job: CubeJob, work: Path) -> None:
+def begin_cube(job: CubeJob, work: Path, *, attributes: dict[str, Any]) -> None:
     """Lay out the cube: a row for every planned frame."""
     n_stars = len(_stars(job.stars).x_px)
     photometry = job.photometry
@@ -206,7 +209,7 @@ def begin_cube(job: CubeJob, work: Path) -> None:
     extra = {"flags": cf_attributes("star"), "frame_flags": cf_attributes("frame")}
     store = work / "cube.zarr"
     create_store(
-        store, CUBE, sizes, attributes=job.attributes, extra=extra,
+        store, CUBE, sizes, attributes=attributes, extra=extra,
         time_shard=shard_times(n_stars, n_apertures),
     )  # fmt: skip
     radii = np.full((2, n_apertures), np.nan)

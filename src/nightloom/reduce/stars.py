@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,13 @@ def positions_of(root: Path, field: str) -> tuple[str, str] | None:
     path = current(root, f"stars/{field}")
     if path is None:
         return None
-    return f"stars/{field}", str(read_attributes(path)["positions"])
+    return f"stars/{field}", _positions(path)
+
+
+@lru_cache(maxsize=256)
+def _positions(path: Path) -> str:
+    # A version never changes; a field's thousands of nights ask for the same one.
+    return str(read_attributes(path)["positions"])
 
 
 def _expected_place(
