@@ -277,14 +277,18 @@ def mounted(folder: Path, *arguments: str) -> Iterator[None]:
 @contextmanager
 def swapped(products: Path, small: Path) -> Iterator[None]:
     """The products on a small file system; what was made there is kept afterwards."""
+    # Whole folders take each other's place: a reader polls all the time.
+    aside = products.with_name("products-aside")
     shutil.copytree(products, small, dirs_exist_ok=True, symlinks=True)
-    shutil.rmtree(products)
+    products.rename(aside)
     products.symlink_to(small)
+    shutil.rmtree(aside)
     try:
         yield
     finally:
+        shutil.copytree(small, aside, symlinks=True)
         products.unlink()
-        shutil.copytree(small, products, symlinks=True)
+        aside.rename(products)
 
 
 def _mount(*arguments: str) -> None:

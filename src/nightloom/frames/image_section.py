@@ -86,7 +86,9 @@ def section_columns(
     overscan is known, the data are the largest rectangle beside it. is_corrected: the overscan
     was subtracted before.
     """
-    bounds = {"ny": ny, "nx": nx, "where": where, "findings": findings}
+    # Who corrected a frame may have cut it, too: its sections need not be those of what is left.
+    heard: Findings = [] if is_corrected else findings
+    bounds = {"ny": ny, "nx": nx, "where": where, "findings": heard}
     data = _first_usable(_told(cards, rules, "data_section"), **bounds)  # type: ignore[arg-type]
     overscan = None
     if not (is_corrected or "[" in raw_of(cards, "OVERSCAN")):  # IRAF's ccdproc leaves that card
