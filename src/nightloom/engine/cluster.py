@@ -31,6 +31,7 @@ from nightloom.errors import RunError
 from nightloom.schema.trace import TaskKind
 
 SERIAL = "serial"
+LOCAL_STARTS = 3
 
 
 class Engine:
@@ -171,14 +172,26 @@ class Engine:
 
 
 def _local(settings: LocalSettings) -> LocalCluster:
+    """Workers on this machine; tried again where one died before it was up.
+
+    Raises RunError: they do not come up.
+    """
     memory = f"{settings.memory_gb}GB" if settings.memory_gb else "auto"
-    return LocalCluster(
-        n_workers=settings.workers or os.cpu_count(),
-        threads_per_worker=1,
-        processes=True,
-        memory_limit=memory,
-        dashboard_address=settings.dashboard,
-    )
+    trial = 0
+    while True:
+        trial += 1
+        try:
+            return LocalCluster(
+                n_workers=settings.workers or os.cpu_count(),
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=memory,
+                dashboard_address=settings.dashboard,
+            )
+        except RuntimeError as error:
+            if trial == LOCAL_STARTS:
+                why = f"workers do not start: {error.__cause__ or error}"
+                raise RunError(where="this machine", why=why, do="is there memory?") from error
 
 
 def _join(settings: JoinSettings) -> Client:
