@@ -202,7 +202,7 @@ def read_only(trial: Trial) -> int:
     with mounted(trial.products, "--bind", str(trial.products)):
         run = trial.start(*two_workers(trial.folder))
         trial.sleep()
-        _mount("-o", "remount,ro,bind", str(trial.products))
+        _turn_read_only(trial.products)
         return run.wait(WAIT_S)
 
 
@@ -289,6 +289,18 @@ def swapped(products: Path, small: Path) -> Iterator[None]:
         shutil.copytree(small, aside, symlinks=True)
         products.unlink()
         aside.rename(products)
+
+
+def _turn_read_only(folder: Path) -> None:
+    """The kernel refuses while somebody writes at that instant: asked until it is done."""
+    for _ in range(500):
+        done = subprocess.run(
+            ["mount", "-o", "remount,ro,bind", str(folder)], capture_output=True, check=False
+        )
+        if not done.returncode:
+            return
+        time.sleep(0.01)
+    raise SystemExit(f"{folder} can't be made read-only: {done.stderr.decode()}")
 
 
 def _mount(*arguments: str) -> None:
