@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ def step(job: Job, items: tuple[Any, ...]) -> list[float]:
             file.write(b"x")
         if word == "always" or tries.stat().st_size <= 2:
             raise OSError(errno.EIO, "the disk does not answer", folder)
+    if job.fail.startswith("late ") and 19 in items:
+        _await(Path(job.fail.split(" ", 1)[1]) / "packing")
+        raise ProductError(where="toy", why="nineteen is not liked")
     if job.fail == "bug" and 5 in items:
         raise KeyError("five")
     return [float(item) ** 2 for item in items]
@@ -51,7 +55,18 @@ def lost(job: Job, item: Any, reason: str) -> float:
     return float("nan")
 
 
+def _await(file: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def pack(job: Job, work: Path, start: int, rows: list[float]) -> int:
+    if job.fail.startswith("late "):
+        (Path(job.fail.split(" ", 1)[1]) / "packing").touch()
+        time.sleep(1)
+        # As Zarr does, which makes the folders that it needs.
+        (work / "cube.zarr/value/c").mkdir(parents=True, exist_ok=True)
     write_rows(work / "cube.zarr", start, {"value": np.array(rows)})
     return len(rows)
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from nightloom.engine.cluster import SERIAL, Engine
+from nightloom.engine.futures import RETRIES
 from nightloom.engine.recipe import Failed, Finished, ItemsDone, TaskDone
-from nightloom.engine.run import RETRIES
 from nightloom.engine.task import partitions
 from nightloom.errors import ConfigError
 from nightloom.store.encodings import read_arrays
@@ -148,6 +148,15 @@ def test_a_step_that_fails_at_first_is_tried_again(tmp_path: Path) -> None:
     assert end.kind == "transient"
     retried = [e for e in events if isinstance(e, TaskDone) and e.record.outcome == "retried"]
     assert len(retried) == RETRIES + 1
+    assert not list(tmp_path.rglob(".work-*"))
+
+
+def test_a_shard_still_written_when_its_product_failed(tmp_path: Path) -> None:
+    """What a task writes after its product was given up does not stay."""
+    with Engine() as engine:
+        ends = make(engine, tmp_path, recipe("l", fail=f"late {tmp_path}"))
+    assert "nineteen" in ends["cube/l"].reason
+    assert (tmp_path / "packing").exists()
     assert not list(tmp_path.rglob(".work-*"))
 
 

@@ -16,8 +16,9 @@ from distributed import Client, LocalCluster
 from distributed.comm import get_address_host_port
 
 from nightloom.engine import dashboard, jobs
+from nightloom.engine.futures import map_on
 from nightloom.engine.recipe import Event, Recipe
-from nightloom.engine.run import make_on, map_on
+from nightloom.engine.run import make_on
 from nightloom.engine.serial import make_serial, map_serial
 from nightloom.engine.settings import (
     JobSettings,

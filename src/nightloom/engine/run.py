@@ -10,20 +10,27 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dask.bag import Bag
 from dask.highlevelgraph import HighLevelGraph
-from distributed import Client, Future, KilledWorker, as_completed, get_worker
+from distributed import Client, Future, KilledWorker, as_completed
+from distributed.protocol.pickle import dumps, loads
 
 from nightloom.engine import window as w
+from nightloom.engine.futures import (
+    RETRIES,
+    n_workers_of,
+    new_id,
+    on_worker,
+    scheduler_gone,
+    told,
+    value_of,
+)
 from nightloom.engine.recipe import Event, ItemsDone, Recipe, Started, TaskDone
 from nightloom.engine.task import (
     Tag,
@@ -37,84 +44,16 @@ from nightloom.engine.task import (
     run_finish,
     run_pack,
     run_step,
-    run_task,
     tag_of,
-    tag_of_chunk,
-    traced,
 )
-from nightloom.errors import RunError
-from nightloom.schema.trace import COLUMNS, TaskKind, TaskRecord
+from nightloom.schema.trace import TaskRecord
 from nightloom.store.products import FailureKind, new_work_folder
 
-RETRIES = 2
 COUNT_WORKERS_EVERY_S = 10.0
 URGENT = 10  # priority of what ends a product over the parts of the next
-MAP_TASKS_PER_WORKER = 4
 REASON_LOST = "the worker that measured it died every time (memory, or a crash)"
 GONE = "cancelled"  # what futures are when their scheduler is
 AGAIN = {"lost", "pending"}  # what they are when their result went with a worker
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Arguments of a part, as one object: dask would look through a tuple for tasks."""
-
-    number: int
-    tag: Tag
-    items: tuple[Any, ...]
-
-
-def map_on(
-    client: Client, function: Callable[[Any], Any], chunks: Iterable[Any], *, kind: TaskKind,
-    product: str,
-) -> Iterator[TaskResult]:  # fmt: skip
-    """A function over chunks, one task a chunk; results in the order of the chunks."""
-    n_ahead = max(w.MIN_TASKS, MAP_TASKS_PER_WORKER * _n_workers(client))
-    rest = iter(chunks)
-    futures: deque[Future] = deque()
-    name = f"{kind}-{_id()}/{product}"
-    for n_sent in itertools.count(0, n_ahead):
-        batch = list(itertools.islice(rest, n_ahead))
-        graph = {
-            (f"{name}-{n_sent}", i): (
-                _map_one,
-                _Part(0, tag_of_chunk(product, kind, chunk), (function, chunk)),
-            )
-            for i, chunk in enumerate(batch)
-        }
-        if batch:
-            bag = Bag(graph, f"{name}-{n_sent}", len(batch))
-            futures += client.compute(bag.to_delayed(optimize_graph=False), retries=RETRIES)
-        while len(futures) > (n_ahead // 2 if batch else 0):
-            yield _value(futures.popleft())
-        if not batch:
-            return
-
-
-def _map_one(part: _Part) -> TaskResult:
-    told: list[TaskRecord] = []
-    result = traced(part.tag, get_worker().address, told.append, run_task, *part.items)
-    return replace(result, record=told[0])
-
-
-def _value(future: Future | TaskResult) -> TaskResult:
-    if isinstance(future, TaskResult):
-        return future
-    try:
-        result: TaskResult = future.result()
-    except KilledWorker as error:
-        return TaskResult(failure=("killed", str(error), ""))
-    except CancelledError as error:
-        raise _scheduler_gone(str(error)) from None
-    return result
-
-
-def _scheduler_gone(why: str) -> RunError:
-    return RunError(
-        where="scheduler",
-        why=f"is gone: {why}",
-        do="all done so far is kept; start the cluster and run it again",
-    )
 
 
 def make_on(client: Client, root: Path, recipes: Iterable[Recipe]) -> Iterator[Event]:
@@ -150,7 +89,7 @@ class _Driver:
         self._client = client
         self._root = root
         self._coming = iter(recipes)
-        self._window = w.Window(_n_workers(client))
+        self._window = w.Window(n_workers_of(client))
         self._counted = time.monotonic()
         self._products: dict[str, _Product] = {}
         self._task_of: dict[Any, w.Task] = {}  # by key; of those that did not end yet
@@ -159,6 +98,7 @@ class _Driver:
         self._steps: list[w.Task] = []  # to be sent together
         self._inputs: deque[w.Input] = deque()
         self._done = as_completed(raise_errors=False)
+        self._dropped: dict[Any, Path] = {}  # folder of each task that may still write there
         self._told: deque[tuple[int, TaskRecord]] = deque()
         self._topic = f"nightloom-{client.id}"
         self._is_lost = False
@@ -169,7 +109,7 @@ class _Driver:
         while True:
             if self._window.wants_product:
                 self._add_product()
-            elif self._window.is_empty:
+            elif self._window.is_empty and not self._dropped:
                 return
             elif not self._inputs:
                 yield from self._wait()
@@ -179,6 +119,8 @@ class _Driver:
         """Cancel what is in flight and remove its folders."""
         for name in list(self._products):
             self._drop(name)
+        for work in set(self._dropped.values()):
+            shutil.rmtree(work, ignore_errors=True)  # one that still writes: the next start's
         if self._is_alive():
             self._client.unsubscribe_topic(self._topic)
 
@@ -214,14 +156,16 @@ class _Driver:
                 yield ItemsDone(name, n)
             case w.Release(tasks=tasks):
                 product = self._products[tasks[0].product]
+                results = [product.held.pop(task, None) for task in tasks]
+                # In the client's thread, which each of them would have to wake otherwise.
+                self._client.loop.add_callback(results.clear)
                 for task in tasks:
-                    product.held.pop(task, None)
                     product.tags.pop(task, None)
             case w.Drop(product=name):
                 self._drop(name)
             case w.Conclude(product=name, task=task):
                 product = self._products[name]
-                result = product.failure or _value(product.held[task])
+                result = product.failure or value_of(product.held[task])
                 self._drop(name)
                 del self._products[name]
                 yield from lines_of(name, result)
@@ -249,8 +193,9 @@ class _Driver:
         if task.tries:
             call = (run_alone, self._marker(task), *call)
         future = self._client.submit(
-            _on_worker, self._topic, self._numbered(task), product.tags[task], *call,
-            key=f"{task.kind}-{_id()}/{task.product}", retries=RETRIES, priority=URGENT, pure=False,
+            on_worker, self._topic, self._numbered(task), product.tags[task], *call,
+            key=f"{task.kind}-{new_id()}/{task.product}", retries=RETRIES, priority=URGENT,
+            pure=False,
         )  # fmt: skip
         self._watch([(task, future)])
 
@@ -263,11 +208,13 @@ class _Driver:
         for name, group in itertools.groupby(self._steps, key=lambda task: task.product):
             product = self._products[name]
             recipe = product.recipe
-            run = partial(_on_worker_step, self._topic, recipe.step, recipe.job)
-            key = f"step-{_id()}/{name}"
+            # As bytes: the scheduler takes a graph apart and would make objects of all items.
+            common = dumps((self._topic, recipe.step, recipe.job))
+            key = f"step-{new_id()}/{name}"
             parts = {
-                (key, i): (run, _Part(self._numbered(task), product.tags[task],
-                                      recipe.items[task.first : task.last]))
+                (key, i): (_on_worker_step, common, dumps((
+                    self._numbered(task), product.tags[task], recipe.items[task.first : task.last],
+                )))
                 for i, task in enumerate(group)
             }  # fmt: skip
             graphs.append(Bag(parts, key, len(parts)).dask)
@@ -296,8 +243,7 @@ class _Driver:
 
     def _listen(self, event: tuple[float, Any]) -> None:
         # Called in the client's thread, before the end of the task is known.
-        number, values = event[1]
-        self._told.append((number, TaskRecord(*values)))
+        self._told.append(told(event))
 
     def _wait(self) -> Iterator[Event]:
         """Take in what ended, at least one task."""
@@ -312,11 +258,13 @@ class _Driver:
                 self._products[task.product].failed.add(task)
         for future in futures:
             task = self._task_of.pop(future.key, None)
-            if task is not None:  # else of a product that was dropped
+            if task is not None:
                 yield from self._ended(task, future)
+            else:
+                self._remove(self._dropped.pop(future.key, None))
         if time.monotonic() - self._counted > COUNT_WORKERS_EVERY_S:
             self._counted = time.monotonic()
-            self._inputs.append(w.WorkersChanged(_n_workers(self._client)))
+            self._inputs.append(w.WorkersChanged(n_workers_of(self._client)))
 
     def _ended(self, task: w.Task, future: Future) -> Iterator[Event]:
         product = self._products[task.product]
@@ -326,12 +274,12 @@ class _Driver:
             return
         if future.status == GONE:
             self._is_lost = True
-            raise _scheduler_gone(f"it let go of {future.key}")
+            raise scheduler_gone(f"it let go of {future.key}")
         if future.status == "finished" and task not in product.failed:
             self._inputs.append(w.TaskEnded(task, "done"))
             return
         if future.status == "finished":
-            product.failure = _value(future)
+            product.failure = value_of(future)
             self._inputs.append(w.TaskEnded(task, "failed"))
             return
         error = future.exception()
@@ -354,15 +302,24 @@ class _Driver:
         """Forget all tasks of a product and what it wrote; it may be begun again."""
         product = self._products[name]
         futures = [f for f in product.held.values() if isinstance(f, Future)]
-        open_ones = [f for f in futures if self._task_of.pop(f.key, None) is not None]
+        open_ones = [f for f in futures if f.key in self._task_of]
         if open_ones and self._is_alive():
-            self._client.cancel(open_ones)
+            # One that writes may run by now: its folder has to outlive it, or it comes back.
+            writers = [f for f in open_ones if self._task_of[f.key].kind != "step"]
+            self._dropped |= {f.key: product.work for f in writers}
+            self._client.cancel([f for f in open_ones if f.key not in self._dropped])
+        for future in open_ones:
+            del self._task_of[future.key]
         for number in product.numbers:
             del self._numbers[number]
         self._steps = [task for task in self._steps if task.product != name]
-        if product.work.name:
-            shutil.rmtree(product.work, ignore_errors=True)
+        self._remove(product.work)
         self._products[name] = _Product(product.recipe, product.began)
+
+    def _remove(self, work: Path | None) -> None:
+        """Remove a folder that no task writes to any more."""
+        if work is not None and work.name and work not in self._dropped.values():
+            shutil.rmtree(work, ignore_errors=True)
 
 
 async def _add(done: as_completed, futures: list[Future]) -> None:
@@ -401,29 +358,7 @@ def _call(
             )  # fmt: skip
 
 
-def _on_worker_step(topic: str, step: Any, job: Any, part: _Part) -> TaskResult:
-    return _on_worker(topic, part.number, part.tag, run_step, step, job, part.items)
-
-
-def _on_worker(
-    topic: str, number: int, tag: Tag, function: Callable[..., TaskResult], *args: Any
-) -> TaskResult:
-    """One task in a worker, which tells the driver what it cost."""
-    worker = get_worker()
-
-    def tell(record: TaskRecord) -> None:
-        worker.log_event(topic, (number, [getattr(record, name) for name in COLUMNS]))
-
-    return traced(tag, worker.address, tell, function, *args)
-
-
-def _n_workers(client: Client) -> int:
-    try:
-        return max(1, len(client.nthreads()))
-    except (OSError, TimeoutError) as error:
-        raise _scheduler_gone(str(error)) from None
-
-
-def _id() -> str:
-    # A word that is no letters only ends the part of a key that names its group.
-    return f"0{uuid.uuid4().hex[:12]}"
+def _on_worker_step(common: bytes, part: bytes) -> TaskResult:
+    topic, step, job = loads(common)
+    number, tag, items = loads(part)
+    return on_worker(topic, number, tag, run_step, step, job, items)
