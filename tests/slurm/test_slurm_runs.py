@@ -23,7 +23,7 @@ from slurm_nodes import says
 
 pytestmark = pytest.mark.slurm
 REPOSITORY = Path(__file__).resolve().parents[2]
-SPEC = SynthSpec(n_nights=2, frames_per_night=12, nx=200, ny=160, n_stars=40,
+SMALL = SynthSpec(n_nights=2, frames_per_night=12, nx=200, ny=160, n_stars=40,
                  n_bias=3, n_dark=3, n_flat=3)  # fmt: skip
 REPLACED_S = 90
 CLUSTER = """\
@@ -42,16 +42,24 @@ start_timeout_s = 90
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small archive of the demo's kind, reduced in this process."""
-    config = write_archive(tmp_path_factory.mktemp("demo"), SPEC)
+    """The demo's archive, reduced in this process."""
+    return _reduced(tmp_path_factory.mktemp("demo"), SynthSpec())
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smaller one."""
+    return _reduced(tmp_path_factory.mktemp("small"), SMALL)
+
+
+def _reduced(folder: Path, spec: SynthSpec) -> Path:
+    config = write_archive(folder, spec)
     assert run(config).exit_code == ExitCode.DONE
     return config
 
 
-@pytest.fixture
-def copied(archive: Path, tmp_path: Path) -> Path:
+def copy_of(archive: Path, folder: Path) -> Path:
     """The same archive, nothing made yet."""
-    folder = tmp_path / "archive"
     shutil.copytree(archive.parent, folder, ignore=shutil.ignore_patterns("products"))
     return folder / archive.name
 
@@ -83,8 +91,9 @@ class Killer:
 
 
 def test_jobs_make_the_same_bytes_and_a_killed_one_is_replaced(
-    slurm: Path, archive: Path, copied: Path, tmp_path: Path
+    slurm: Path, archive: Path, tmp_path: Path
 ) -> None:
+    copied = copy_of(archive, tmp_path / "archive")
     kill = Killer()
     with Engine(cluster_file(tmp_path), logs=tmp_path / "logs") as engine:
         outcome = run_on(engine, copied, listen=kill)
@@ -116,14 +125,15 @@ class Patience:
 
 
 def test_jobs_that_end_by_their_lifetime_are_replaced(
-    slurm: Path, archive: Path, copied: Path, tmp_path: Path
+    slurm: Path, small: Path, tmp_path: Path
 ) -> None:
+    copied = copy_of(small, tmp_path / "archive")
     file = cluster_file(tmp_path, lifetime_s=25)
     wait = Patience()
     with Engine(file, logs=tmp_path / "logs") as engine:
         outcome = run_on(engine, copied, listen=wait)
     assert outcome.exit_code == ExitCode.DONE
-    assert digest(copied) == digest(archive)
+    assert digest(copied) == digest(small)
     assert wait.first
     for job in wait.first:
         assert "worker-lifetime-reached" in (tmp_path / "logs" / f"nightloom-{job}.err").read_text()
@@ -155,9 +165,8 @@ def job_array(folder: Path) -> Iterator[str]:
         says("scancel", array)
 
 
-def test_a_job_array_makes_the_same_bytes(
-    slurm: Path, archive: Path, copied: Path, tmp_path: Path
-) -> None:
+def test_a_job_array_makes_the_same_bytes(slurm: Path, archive: Path, tmp_path: Path) -> None:
+    copied = copy_of(archive, tmp_path / "archive")
     with job_array(tmp_path) as scheduler, Engine(scheduler) as engine:
         outcome = run_on(engine, copied, listen=(kill := ArrayKiller()))
     assert kill.killed
