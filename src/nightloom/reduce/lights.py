@@ -33,11 +33,18 @@ from nightloom.image.excess import (
     steady_excess,
 )
 from nightloom.plan.recipes import PlannedCube, PlannedFrame
-from nightloom.reduce.detection import ALIGN_STARS, START_FWHM_PX, expose, look, place
+from nightloom.reduce.detection import (
+    ALIGN_STARS,
+    START_FWHM_PX,
+    CalibratedFrame,
+    expose,
+    look,
+    place,
+)
 from nightloom.reduce.masters import HOTTEST_ADU, UNSTEADY, calibration_of
 from nightloom.reduce.overscan import data_of, less_overscan
 from nightloom.reduce.pixels import pixels_of
-from nightloom.reduce.reference import CalibratedFrame, spread
+from nightloom.reduce.reference import spread
 from nightloom.schema.cube import MASTER
 from nightloom.store.encodings import write_store
 from nightloom.store.provenance import provenance
