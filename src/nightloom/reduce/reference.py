@@ -307,29 +307,31 @@ def _stars_of(
     Raises ProductError: the stack shows no stars.
     """
     assert first.sight is not None
-    seen_px = first.sight.psf.fwhm_px
     # Where few frames reach, the noise is not that of the stack around it.
     deep = np.isfinite(mean) & (weight >= MIN_DEPTH * weight.max())
     mask = np.where(deep, 0, MASK_BAD).astype(np.uint8)
     background = background_mesh(mean, mask)
-    stars = detect(
-        mean,
-        mask,
-        background,
-        fwhm_px=seen_px,
-        threshold_sigma=job.settings.detection_sigma,
-        max_stars=job.settings.max_stars,
-    )
-    if not len(stars.x_px):
-        raise ProductError(where=job.product, why="no stars in the stack")
-    level, _noise = background_at(background, stars.x_px, stars.y_px)
-    psf = measure_psf(
-        mean, mask, stars.x_px, stars.y_px, background_e=level, saturated=stars.saturated,
-        blended=stars.blended, guess_fwhm_px=seen_px,
-    )  # fmt: skip
-    fwhm_px = psf.fwhm_px if psf.n_stars else seen_px
+    fwhm_px, beta = first.sight.psf.fwhm_px, float("nan")
+    for _ in range(2):  # the stack's stars are wider than the sharpest frame's
+        stars = detect(
+            mean,
+            mask,
+            background,
+            fwhm_px=fwhm_px,
+            threshold_sigma=job.settings.detection_sigma,
+            max_stars=job.settings.max_stars,
+        )
+        if not len(stars.x_px):
+            raise ProductError(where=job.product, why="no stars in the stack")
+        level, _noise = background_at(background, stars.x_px, stars.y_px)
+        psf = measure_psf(
+            mean, mask, stars.x_px, stars.y_px, background_e=level, saturated=stars.saturated,
+            blended=stars.blended, guess_fwhm_px=fwhm_px,
+        )  # fmt: skip
+        if psf.n_stars:
+            fwhm_px, beta = psf.fwhm_px, psf.beta
     columns = _star_list(mean, mask, stars, level, fwhm_px, first.saturation_e)
-    return columns, {"fwhm_px": fwhm_px, "psf_beta": psf.beta}
+    return columns, {"fwhm_px": fwhm_px, "psf_beta": beta}
 
 
 def placements(
