@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from nightloom.config import ArchiveSection, Config, Instrument
+from archives import archive_of, run, star_field, write_config, write_frame
+from nightloom.config import ArchiveSection, Config, Instrument, load_config
 from nightloom.engine.cluster import Engine
 from nightloom.engine.recipe import Failed, Finished
 from nightloom.engine.serial import make_serial
@@ -26,10 +27,12 @@ from nightloom.reduce.reference import (
     ReferenceJob,
     lost_candidate,
     measure_candidates,
+    pinned_inputs,
     reference_recipe,
+    reference_settings,
 )
 from nightloom.store.encodings import read_arrays, read_attributes
-from nightloom.store.products import require
+from nightloom.store.products import published_fingerprint, require
 
 SIZE, SIGMA_PX = 128, 1.5
 SHIFTS = [(0.0, 0.0), (2.4, -1.7), (-3.2, 0.6), (1.5, 2.8), (-1.1, -2.5)]
@@ -119,6 +122,49 @@ def test_without_any_candidate_left_the_reason_is_told(tmp_path: Path) -> None:
     lost = [lost_candidate(recipe.job, item, "it died") for item in frames]
     with pytest.raises(ProductError, match=r"none of 5 .* usable: 0[.]fits: it died"):
         recipe.finish(recipe.job, tmp_path, [lost])
+
+
+def test_a_reference_holds_until_its_frames_are_read_otherwise(tmp_path: Path) -> None:
+    """New nights, frames that went, a better site: none of it unsettles it."""
+    items, _ = write_frames(tmp_path)
+    recipe = reference_recipe("reference/f", items, CONFIG)
+    list(make_serial(tmp_path, [recipe]))
+    frames = [item.frame for item in items]
+
+    def pinned(*planned: PlannedFrame) -> object:
+        return pinned_inputs(tmp_path, "reference/f", reference_settings(CONFIG), planned)
+
+    new = replace(frames[0], path="new.fits", gain_e_per_adu=2.0)
+    for planned in (frames, [], [*frames, new], [replace(f, site_lat_deg=28.3) for f in frames]):
+        assert pinned(*planned) == recipe.inputs
+    for name in ("gain_e_per_adu", "saturation_adu", "exposure_s"):
+        assert pinned(frames[0], replace(frames[1], **{name: 7.0})) is None
+
+
+def test_another_saturation_in_the_profile_makes_the_reference_and_cube_again(
+    tmp_path: Path,
+) -> None:
+    x, y, flux = star_field(10, ny=120, nx=120, seed=2)
+    for k in range(4):
+        path = tmp_path / "frames" / f"f{k}.fits"
+        write_frame(path, x + 0.3 * k, y, flux, ny=120, nx=120, minute=k, seed=k)
+    config = write_config(tmp_path)
+    assert run(config).n_made > 0
+    before = published(config)
+    assert run(config).n_made == 0
+    write_config(tmp_path, more="saturation_adu = 9000\n")
+    assert run(config).exit_code == 0
+    after = published(config)
+    kinds = {name.split("/")[0] for name in before if before[name] != after[name]}
+    assert {"reference", "stars", "cube"} <= kinds
+    assert archive_of(config).reference("Test").stars["saturated"].any()
+
+
+def published(config: Path) -> dict[str, str]:
+    """The fingerprint of each product that is there."""
+    root = load_config(config).products_path
+    names = archive_of(config).ledger["product"]
+    return {str(name): published_fingerprint(root, str(name)) for name in names}
 
 
 MEMORY = """

@@ -41,7 +41,7 @@ from nightloom.reduce.detection import (
     look,
     place,
 )
-from nightloom.reduce.masters import HOTTEST_ADU, UNSTEADY, calibration_of
+from nightloom.reduce.masters import HOTTEST_ADU, LEVELS, UNSTEADY, calibration_of
 from nightloom.reduce.overscan import data_of, less_overscan
 from nightloom.reduce.pixels import pixels_of
 from nightloom.reduce.reference import spread
@@ -116,7 +116,8 @@ def lights_recipe(
     product = cube.lights
     common = Counter(_alike(item) for item in frames).most_common(1)[0][0]
     chosen = spread([item for item in frames if _alike(item) == common], MOST_FRAMES)
-    inputs = tuple(part for item in chosen for part in item.frame.inputs) + masters
+    inputs = tuple(part for item in chosen for part in item.frame.inputs)
+    inputs += tuple(item.frame.said(*LEVELS) for item in chosen) + masters
     first = chosen[0].frame
     rows = BAND_BYTES // (4 * first.nx * len(chosen))
     rows, data = max(1, min(rows, MOST_ROWS, first.ny)), data_of(first)
