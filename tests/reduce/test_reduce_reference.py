@@ -20,10 +20,10 @@ from nightloom.engine.recipe import Failed, Finished
 from nightloom.engine.serial import make_serial
 from nightloom.errors import ProductError
 from nightloom.plan.recipes import PlannedFrame
+from nightloom.reduce.candidates import Candidate
 from nightloom.reduce.detection import CalibratedFrame
 from nightloom.reduce.masters import MasterPaths
 from nightloom.reduce.reference import (
-    Candidate,
     ReferenceJob,
     lost_candidate,
     measure_candidates,
@@ -172,6 +172,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
+sys.path.insert(0, str(Path.cwd().parent))
 from test_reduce_reference import CONFIG, planned
 from nightloom.config import Instrument
 from nightloom.reduce.detection import CalibratedFrame
