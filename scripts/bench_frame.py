@@ -33,10 +33,9 @@ from nightloom.image.aperture import aperture_sums
 from nightloom.plan.recipes import PlannedFrame
 from nightloom.reduce import detection, measure
 from nightloom.reduce.cosmic import mark_cosmic_rays
-from nightloom.reduce.detection import expose, look
+from nightloom.reduce.detection import CalibratedFrame, expose, look
 from nightloom.reduce.masters import MasterPaths, calibration_of
 from nightloom.reduce.measure import StarList, measure_frame
-from nightloom.reduce.reference import CalibratedFrame
 from nightloom.schema.cube import MASTER
 from nightloom.store.encodings import write_store
 from nightloom.synth.camera import render

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from nightloom.engine.cluster import Engine
 from nightloom.engine.progress import Listed
 from nightloom.engine.recipe import Event, Failed, Finished, LogLine, Recipe, Started, TaskDone
 from nightloom.engine.task import TaskResult
-from nightloom.errors import ExitCode, ProductError, RunError, TransientError
+from nightloom.errors import ExitCode, RunError
 from nightloom.frames.scan import MapChunks, ScanResult, map_serially
 from nightloom.frames.scan import scan as scan_frames
 from nightloom.gather.exclude import names_in
@@ -142,13 +141,6 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self._trace.close()
-
-    def fail(self, product: str, reason: str) -> None:
-        """Record that a product could not even be started."""
-        attempt = Attempt("", "failed", "product", reason, log=self.log_path.name, run=self.id)
-        write_attempt(self.root, product, attempt)
-        self.outcome.failed[product] = reason
-        self.log(f"{product}: failed: {reason}")
 
     def _tell(self, event: Event) -> None:
         for listen in self.listeners:
@@ -301,29 +293,11 @@ def reduce(run: Run, made: Plan) -> None:
     run.make(stages.master_recipes(root, made, config, flats=False))
     run.make(stages.master_recipes(root, made, config, flats=True))
     run.make(stages.lights_recipes(root, made, config))
-    run.make(_references(run, made))
+    run.make(stages.reference_of(root, made, config, field) for field in made.fields)
     run.make(stages.plate_recipes(root, made, config))
     run.make(stages.stars_recipes(root, made, config))
     run.make(stages.cube_recipes(root, made, config))
     run.make(stages.stack_recipes(root, made, config))
-
-
-def _references(run: Run, made: Plan) -> list[Recipe]:
-    """References that are pinned as they are, and new ones whose frames are chosen now."""
-    recipes: list[Recipe] = []
-    for name in made.fields:
-        recipe = stages.reference_of(run.root, made, run.config, name)
-        if published_fingerprint(run.root, recipe.product) != recipe.fingerprint:
-            try:
-                map_items = partial(run.map, kind="choose", product=recipe.product)
-                recipe = stages.chosen_reference(
-                    run.root, made, run.config, name, map_items=map_items
-                )
-            except (ProductError, TransientError) as error:
-                run.fail(recipe.product, str(error))
-                continue
-        recipes.append(recipe)
-    return recipes
 
 
 def gather(run: Run, made: Plan) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from nightloom.config import Config, Target
 from nightloom.engine.recipe import Recipe
-from nightloom.engine.task import TaskResult
-from nightloom.errors import ProductError
 from nightloom.gather.differential import ensemble_recipe
 from nightloom.gather.join import field_recipe
 from nightloom.gather.lightcurve import (
@@ -20,15 +17,18 @@ from nightloom.gather.lightcurve import (
     lightcurve_recipe,
 )
 from nightloom.plan.recipes import Plan, PlannedFrame
-from nightloom.reduce.cube import calibrated_frames, cube_recipe, instrument_of, masters_of
+from nightloom.reduce.cube import (
+    calibrated_frame,
+    calibrated_frames,
+    cube_recipe,
+    instrument_of,
+    masters_of,
+)
 from nightloom.reduce.lights import lights_recipe
 from nightloom.reduce.masters import master_recipe
 from nightloom.reduce.reference import (
-    CalibratedFrame,
-    Candidate,
-    choose_frames,
-    measure_candidate,
     pinned_inputs,
+    pinned_recipe,
     reference_recipe,
     reference_settings,
     spread,
@@ -39,10 +39,6 @@ from nightloom.schema.cube import TARGETS
 from nightloom.store.encodings import read_arrays
 from nightloom.store.ledger import Expected
 from nightloom.store.products import current, published_fingerprint
-
-MapItems = Callable[
-    [Callable[[CalibratedFrame], Candidate], list[CalibratedFrame]], Iterable[TaskResult]
-]
 
 
 def master_recipes(root: Path, plan: Plan, config: Config, *, flats: bool) -> list[Recipe]:
@@ -67,41 +63,26 @@ def lights_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
 
 
 def reference_of(root: Path, plan: Plan, config: Config, field: str) -> Recipe:
-    """Recipe of a field's reference: the pinned one, or one whose frames are still to be chosen."""
+    """Recipe of a field's reference: the pinned one as it is, else a new one."""
     product = f"reference/{field}"
-    masters = masters_of(plan.cubes_of(field))
-    pinned = pinned_inputs(root, product, reference_settings(config))
-    recipe = reference_recipe(product, (), config, inputs=pinned or (("frames", "to choose"),))
-    lights = tuple(cube.lights for cube in plan.cubes_of(field) if cube.lights)
-    return recipe if pinned else replace(recipe, needs=masters, uses=lights)
-
-
-def chosen_reference(
-    root: Path, plan: Plan, config: Config, field: str, *, map_items: MapItems
-) -> Recipe:
-    """Recipe of a new reference: candidates are measured, the best chosen.
-
-    Raises ProductError: no candidate is usable.
-    """
-    product = f"reference/{field}"
-    settings = reference_settings(config)
-    items = [
-        item for cube in plan.cubes_of(field) for item in calibrated_frames(root, cube, config)
-    ]
+    cubes = plan.cubes_of(field)
+    frames = (frame for cube in cubes for frame in cube.frames)
+    pinned = pinned_inputs(root, product, reference_settings(config), frames)
+    if pinned is not None:
+        return pinned_recipe(product, pinned, config)
     # One filter only: the one with most frames, so that the stack is of one depth.
-    counts = {f: sum(i.frame.filter == f for i in items) for f in plan.filters_of(field)}
-    main = max(sorted(counts), key=lambda f: counts[f])
-    few = spread([i for i in items if i.frame.filter == main], settings.max_candidates)
-    measure = partial(
-        measure_candidate, photometry=config.photometry, trim_px=config.calibration.trim_px
-    )
-    candidates: list[Candidate] = []
-    for result in map_items(measure, list(few)):
-        if result.failure is not None:
-            raise ProductError(where=product, why=result.failure[1])
-        candidates.append(result.value)
-    frames = choose_frames(candidates, settings=settings, product=product)
-    return reference_recipe(product, frames, config)
+    counts = dict.fromkeys(plan.filters_of(field), 0)
+    for cube in cubes:
+        counts[cube.filter] += len(cube.frames)
+    main = plan.cubes_of(field, max(counts, key=lambda name: counts[name]))
+    every = [(cube, k) for cube in main for k in range(len(cube.frames))]
+    few = spread(every, config.reference.max_candidates)
+    items = tuple(calibrated_frame(root, cube, k, config) for cube, k in few)
+    sources = {cube.product: cube for cube, _ in few}.values()
+    masters, lights = masters_of(sources), tuple(cube.lights for cube in sources if cube.lights)
+    used = tuple((name, published_fingerprint(root, name)) for name in (*masters, *lights))
+    recipe = reference_recipe(product, items, config, masters=used)
+    return replace(recipe, needs=masters, uses=lights)
 
 
 def plate_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:

@@ -57,6 +57,21 @@ def master(root: Path, image_type: str, planes: list[NDArray[np.uint16]], exposu
     return product
 
 
+def test_what_a_master_is_made_of_is_how_its_frames_are_read(tmp_path: Path) -> None:
+    """Its fingerprint changes with their exposure and saturation, not with gain or site."""
+    path = tmp_path / "dark.fits"
+    fits.writeto(path, np.zeros((NY, NX), np.uint16))
+    frame = frame_of(path, 60.0)
+
+    def mark(**told: float) -> str:
+        kit = Kit("master/d", "dark", "cam", NY, NX, 1, "", "2024-01-01", 60.0, "R", -20.0, ())
+        planned = PlannedMaster(kit, (replace(frame, **told),), Choice())
+        return master_recipe(tmp_path, planned, CalibrationSection()).fingerprint
+
+    assert mark(gain_e_per_adu=2.0) == mark(site_lat_deg=28.0) == mark()
+    assert len({mark(), mark(saturation_adu=5e4), mark(exposure_s=30.0)}) == 3
+
+
 def noisy(level: NDArray[np.float64] | float, rng: np.random.Generator) -> NDArray[np.uint16]:
     electrons = rng.poisson(np.broadcast_to(level, (NY, NX)) * 1.5) / 1.5
     return np.clip(np.round(electrons + rng.normal(500, 5, (NY, NX))), 0, 65535).astype(np.uint16)

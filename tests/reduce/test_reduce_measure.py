@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from numpy.typing import NDArray
 
 from archives import archive_of, run, star_field, write_config, write_frame
+from nightloom.config import Instrument, PhotometrySection
 from nightloom.frames.fits import read_pixels
+from nightloom.plan.recipes import PlannedFrame
+from nightloom.reduce.detection import CalibratedFrame
+from nightloom.reduce.masters import MasterPaths
+from nightloom.reduce.measure import StarList, measure_frame
 from nightloom.schema.flags import BITS
 
 NY, NX = 150, 180
+Background = Literal["annulus_median", "annulus_mode", "mesh"]
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +112,48 @@ def test_the_weighted_aperture_is_one_more_and_can_be_chosen(tmp_path: Path) -> 
     assert archive_of(config).lightcurve("T").attrs["aperture_kind"] == "optimal"
     pages = list((tmp_path / "products" / "report").rglob("*.html"))
     assert any("weighted by the profile" in page.read_text(encoding="utf-8") for page in pages)
+
+
+@pytest.mark.parametrize("background", ["annulus_median", "annulus_mode", "mesh"])
+def test_on_a_sky_with_a_gradient_fluxes_are_the_truth_within_their_errors(
+    tmp_path: Path, background: Background
+) -> None:
+    """From 200 to 420 electrons across the frame: 70 stars, bright and faint, in two apertures."""
+    rng = np.random.default_rng(11)
+    size, sigma_px, gain = 448, 1.5, 1.5
+    x, y, flux = star_field(70, ny=size, nx=size, seed=5)
+    flux = flux / 30
+    rows, columns = np.mgrid[:size, :size]
+    light = 200.0 + 0.3 * columns + 0.2 * rows
+    for a, b, f in zip(x, y, flux, strict=True):
+        r2 = (columns - a) ** 2 + (rows - b) ** 2
+        light += f * np.exp(-r2 / (2 * sigma_px**2)) / (2 * np.pi * sigma_px**2)
+    electrons = rng.poisson(light) + rng.normal(0, 6.0, light.shape)
+    path = tmp_path / "f.fits"
+    fits.writeto(path, np.clip(np.round(electrons / gain), 0, None).astype(np.uint16))
+    item = CalibratedFrame(planned(path, size, gain), MasterPaths(), Instrument())
+    settings = PhotometrySection(radii_fwhm=(), radii_px=(6.0, 8.0), background=background)
+    sure = np.ones(len(x), dtype=bool)
+    stars = StarList(x, y, flux, sure, sure, 2.3548 * sigma_px, 30.0)
+    row = measure_frame(item, stars, settings, trim_px=0)
+    assert row["reason"] == ""
+    alone = row["flags"] == 0
+    assert alone.sum() > 50
+    within = 1 - np.exp(-(np.array([6.0, 8.0]) ** 2) / (2 * sigma_px**2))
+    pull = (row["flux"] - flux[:, None] * within) / row["flux_err"]
+    for k in range(2):
+        assert abs(np.mean(pull[alone, k])) < 3 / np.sqrt(alone.sum())
+        assert 0.8 < np.sqrt(np.mean(pull[alone, k] ** 2)) < 1.25
+    slope = np.polyfit(x[alone] + y[alone], pull[alone, 1], 1)[0]
+    assert abs(slope) * size < 2.0  # none of the gradient is left in the fluxes
+
+
+def planned(path: Path, size: int, gain: float) -> PlannedFrame:
+    nan = float("nan")
+    return PlannedFrame(
+        root=path.parent, path=path.name, hdu=0, size_bytes=path.stat().st_size, digest="d",
+        instrument="cam", filter="R", ny=size, nx=size, jd_utc=2460000.0, exposure_s=30.0,
+        gain_e_per_adu=gain, read_noise_e=6.0, saturation_adu=60000.0, ra_deg=nan, dec_deg=nan,
+        pixel_scale_arcsec=nan, site_lat_deg=nan, site_lon_deg=nan, site_height_m=nan,
+        time_suspect=False,
+    )  # fmt: skip

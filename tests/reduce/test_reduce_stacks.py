@@ -18,7 +18,8 @@ from nightloom.config import Config, load_config
 from nightloom.engine.serial import make_serial
 from nightloom.pipeline import read_frames
 from nightloom.plan.recipes import PlannedCube, make_plan
-from nightloom.reduce.stacks import TILE_ROWS, stack_recipe
+from nightloom.reduce.bands import TILE_ROWS
+from nightloom.reduce.stacks import stack_recipe
 from nightloom.store.encodings import read_arrays
 from nightloom.store.products import require
 
@@ -95,6 +96,27 @@ def test_a_cosmic_ray_is_clipped_and_edges_weigh_less(night: Night) -> None:
     assert np.isnan(image[weight == 0]).all()
 
 
+def test_the_reference_of_the_same_frames_is_the_same_stack(night: Night) -> None:
+    """Placed by other stars and weighed by another noise: they differ by far less than either's."""
+    stack = night.archive.stack("Test", "2024-03-01", "R").load()
+    reference = night.archive.reference("Test")
+    assert reference.attributes["n_frames"] == len(stack["frame"]) == N_FRAMES
+    image, other = stack["stack"].values, reference.stack.values
+    rows, columns = np.mgrid[:NY, :NX]
+    known = np.isfinite(image) & np.isfinite(other)
+    sky, ratios = known.copy(), []
+    for _, star in reference.stars.iterrows():
+        near = np.hypot(columns - star["x"], rows - star["y"]) < 8.0
+        sky[np.hypot(columns - star["x"], rows - star["y"]) < 14.0] = False
+        if known[near].all():
+            ratios.append(image[near].sum() / other[near].sum())
+    scale = np.median(ratios)
+    assert len(ratios) >= 6
+    assert np.std(ratios) < 0.003 * scale
+    apart = (image - scale * other)[sky]
+    assert np.std(apart) < 0.2 * np.std(image[sky])
+
+
 def test_the_height_of_the_bands_changes_no_bit(night: Night, tmp_path: Path) -> None:
     root = night.config.products_path
     whole = read_arrays(require(root, PRODUCT), ["stack", "weight"])
@@ -119,9 +141,9 @@ from pathlib import Path
 import numpy as np
 from nightloom.config import Instrument
 from nightloom.plan.recipes import PlannedFrame
-from nightloom.reduce import stacks
+from nightloom.reduce import bands
 from nightloom.reduce.masters import MasterPaths
-from nightloom.reduce.reference import CalibratedFrame
+from nightloom.reduce.detection import CalibratedFrame
 n, size, file = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 nan = float("nan")
 frame = PlannedFrame(
@@ -133,16 +155,15 @@ frame = PlannedFrame(
 )
 item = CalibratedFrame(frame, MasterPaths(), Instrument())
 places = tuple(
-    stacks.Placement(k, np.array([[1.0, 0.0, k % 7], [0.0, 1.0, -k % 5]]), 1.0, 0.01, 200.0)
+    bands.Placement(k, np.array([[1.0, 0.0, k % 7], [0.0, 1.0, -k % 5]]), 1.0, 0.01, 200.0)
     for k in range(n)
 )
-job = stacks.StackJob("stack/f/n/R", (item,) * n, file, file, 0, {})
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-stacks.stack_band(job, places[:1], (0, 32))  # compiles
+bands.stack_band((item,) * n, places[:1], (0, 32), trim_px=0)  # compiles
 before = peak()
 for a in range(0, size, 256):
-    planes, names = stacks.stack_band(job, places, (a, a + 256))
+    planes, names = bands.stack_band((item,) * n, places, (a, a + 256), trim_px=0)
 assert len(names) == n
 print(before, peak())
 """

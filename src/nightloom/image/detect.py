@@ -110,9 +110,9 @@ def background_at(
     return level, _interpolate(background.noise, row, column)
 
 
-def background_image(background: Background, ny: int, nx: int) -> Pixels:
-    """The level at every pixel, [y, x]."""
-    image: Pixels = peaks.mesh_image(_mesh(background), ny, nx)
+def background_image(background: Background, ny: int, nx: int, *, first_row: int = 0) -> Pixels:
+    """The level at every pixel of ny rows from first_row on, [y, x]: the same bits in any cut."""
+    image: Pixels = peaks.mesh_image(_mesh(background), ny, nx, first_row)
     return image
 
 

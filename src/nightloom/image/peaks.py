@@ -127,13 +127,13 @@ def _between(row: float, n_rows: int) -> tuple[int, int, np.float32]:
 
 
 @njit(nogil=True, cache=True)
-def mesh_image(mesh: Mesh, ny: int, nx: int) -> Pixels:
-    """The level at every pixel [y, x]."""
+def mesh_image(mesh: Mesh, ny: int, nx: int, first: int) -> Pixels:
+    """The level at every pixel [y, x] of ny rows from the first on."""
     level, _, x0, dx, y0, dy = mesh
     image: Pixels = np.empty((ny, nx), dtype=np.float32)
     lines = _along_rows(level, x0, dx, nx)
     for y in range(ny):
-        above, below, part = _between((y - y0) / dy, len(lines))
+        above, below, part = _between((first + y - y0) / dy, len(lines))
         upper, lower, row = lines[above], lines[below], image[y]
         for x in range(nx):
             row[x] = upper[x] + part * (lower[x] - upper[x])

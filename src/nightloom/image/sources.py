@@ -307,9 +307,8 @@ def _measure(
     stars: Floats,
 ) -> tuple[int, int]:
     """Fill `stars` from the peaks in their order; how many stars, and how many peaks it took."""
-    reach_px = 1.5 * fwhm_px
     cut = np.empty((2 * half + 1, 2 * half + 1))
-    sigma_px, gain, n = fwhm_px / 2.3548, filter_gain(taps), 0
+    gain, n = filter_gain(taps), 0
     for k in range(len(found)):
         if n == len(stars):
             return n, k
@@ -338,20 +337,25 @@ def _measure(
         snr = _filtered(cut, taps, 0, 0) / (gain * noise)
         if not snr > threshold_sigma:
             continue
-        x, y = _centre(cut, sigma_px)
-        top_row, top_column = _brightest(cut, int(np.ceil(0.5 * fwhm_px)))
-        star = stars[n]
-        star[X], star[Y] = x0 + x, y0 + y
-        star[FLUX] = _aperture(cut, x, y, reach_px)
-        star[PEAK] = cut[top_row, top_column]
-        star[SNR] = snr
-        star[ELONGATION] = _elongation(cut, x, y, sigma_px)
-        star[SHARPNESS] = 1.0 - _neighbour_part(cut, top_row, top_column)
-        star[GROUP] = group
-        if group >= 0:
-            star[FLUX] = max(star[FLUX], groups[5][group])
-            star[ELONGATION] = np.nan
-            if groups[4][group] > fwhm_px * fwhm_px:
-                star[X], star[Y] = groups[2][group], groups[3][group]
+        stars[n, SNR], stars[n, GROUP] = snr, group
+        _describe(stars[n], cut, x0, y0, fwhm_px, groups)
         n += 1
     return n, len(found)
+
+
+@njit(nogil=True, cache=True)
+def _describe(star: Floats, cut: Floats, x0: int, y0: int, fwhm_px: float, groups: Groups) -> None:
+    """Place, light and shape of a star of a known group from the square about (x0, y0)."""
+    sigma_px, group = fwhm_px / 2.3548, int(star[GROUP])
+    x, y = _centre(cut, sigma_px)
+    top_row, top_column = _brightest(cut, int(np.ceil(0.5 * fwhm_px)))
+    star[X], star[Y] = x0 + x, y0 + y
+    star[FLUX] = _aperture(cut, x, y, 1.5 * fwhm_px)
+    star[PEAK] = cut[top_row, top_column]
+    star[ELONGATION] = _elongation(cut, x, y, sigma_px)
+    star[SHARPNESS] = 1.0 - _neighbour_part(cut, top_row, top_column)
+    if group >= 0:
+        star[FLUX] = max(star[FLUX], groups[5][group])
+        star[ELONGATION] = np.nan
+        if groups[4][group] > fwhm_px * fwhm_px:
+            star[X], star[Y] = groups[2][group], groups[3][group]

@@ -43,25 +43,23 @@ def add_frame(
     *,
     weight: float,
     scale: float = 1.0,
-    background_e: NDArray[Any] | None = None,
     against: Stack | None = None,
     sigma: float = 4.0,
     slope: float = 0.3,
 ) -> None:
     """Add one frame to the sums, bilinear between its four nearest pixels.
 
-    matrix [2, 3]: reference -> frame. Pixels count scale x (pixel - background); a masked
-    neighbour leaves it out. weight: 1 / (variance of the sky then). against: the stack of all
+    matrix [2, 3]: reference -> frame. pixels_e: above the sky; they count scale times; a masked
+    neighbour leaves one out. weight: 1 / (variance of the sky then). against: the stack of all
     frames, this one among them: what lies further than sigma scatters from what the others give
     is left out; the scatter is at least the sky's. slope: of the mean, is allowed besides, so
     that the flanks of stars are kept where the seeing varies.
     """
     nothing = np.zeros((0, 0))
-    background = np.zeros((0, 0), np.float32) if background_e is None else as_pixels(background_e)
     all_of_them = Stack(nothing, nothing, nothing) if against is None else against
     _add(
         stack.total, stack.squares, stack.weight, as_pixels(pixels_e), as_mask(mask),
-        np.ascontiguousarray(matrix, dtype=np.float64), weight, scale, background,
+        np.ascontiguousarray(matrix, dtype=np.float64), weight, scale,
         all_of_them.total, all_of_them.squares, all_of_them.weight, sigma, slope,
     )  # fmt: skip
 
@@ -89,8 +87,7 @@ def _is_outlier(
 def _add(
     total: Sums, squares: Sums, weights: Sums, pixels: NDArray[np.float32],
     mask: NDArray[np.uint8], matrix: NDArray[np.float64], weight: float, scale: float,
-    background: NDArray[np.float32], all_total: Sums, all_squares: Sums, all_weights: Sums,
-    sigma: float, slope: float,
+    all_total: Sums, all_squares: Sums, all_weights: Sums, sigma: float, slope: float,
 ) -> None:  # fmt: skip
     ny, nx = total.shape
     rows, columns = pixels.shape
@@ -109,8 +106,6 @@ def _add(
                 (1 - b) * ((1 - a) * pixels[j, i] + a * pixels[j, i + 1])
                 + b * ((1 - a) * pixels[j + 1, i] + a * pixels[j + 1, i + 1])
             )  # fmt: skip
-            if background.size:
-                value -= background[j, i]
             value *= scale
             if not np.isfinite(value):
                 continue

@@ -78,6 +78,15 @@ class PlannedFrame:
         text = f"{self.overscan_section} {self.data_section}"
         return self.identity, (f"{self.path} sections", digest_of_bytes(text.encode()))
 
+    def said(self, *names: str) -> tuple[str, str]:
+        """Some of what headers and profile say of the frame, as it enters a fingerprint."""
+        text = " ".join(repr(getattr(self, name)) for name in names)
+        return self.name_of(*names), digest_of_bytes(text.encode())
+
+    def name_of(self, *names: str) -> str:
+        """What an input is called that holds these numbers of the frame."""
+        return f"{self.path} {' '.join(names)}"
+
     @property
     def numbers(self) -> tuple[str, str]:
         """What headers and profile say of the frame, as it enters a fingerprint."""

@@ -16,10 +16,10 @@ from nightloom.engine.recipe import Made, Recipe
 from nightloom.errors import ProductError
 from nightloom.plan.calibrations import Choice
 from nightloom.plan.recipes import PlannedCube
+from nightloom.reduce.detection import CalibratedFrame
 from nightloom.reduce.masters import MasterPaths
 from nightloom.reduce.measure import Row, StarList, lost_row, measure_frame, star_list
 from nightloom.reduce.networks import digest_of_weights
-from nightloom.reduce.reference import CalibratedFrame
 from nightloom.reduce.stars import positions_of
 from nightloom.schema.cube import CUBE, ROW_VARIABLES
 from nightloom.schema.flags import BITS, FLAG_DTYPE, cf_attributes
@@ -99,6 +99,13 @@ def calibrated_frames(root: Path, cube: PlannedCube, config: Config) -> tuple[Ca
         CalibratedFrame(frame, paths[choice], profiles[frame.instrument])
         for frame, choice in zip(cube.frames, cube.choices, strict=True)
     )
+
+
+def calibrated_frame(root: Path, cube: PlannedCube, k: int, config: Config) -> CalibratedFrame:
+    """One frame of a cube with the paths of its masters, as far as these are published."""
+    frame = cube.frames[k]
+    paths = paths_of(root, cube.choices[k])
+    return CalibratedFrame(frame, paths, instrument_of(config, frame.instrument))
 
 
 @lru_cache(maxsize=4096)

@@ -17,7 +17,7 @@ from nightloom.image.detect import Background, Detections, background_at, backgr
 from nightloom.image.pileup import pile_up_level
 from nightloom.image.psf import PsfShape, measure_psf
 from nightloom.plan.recipes import PlannedFrame
-from nightloom.reduce.masters import Calibration, saturation_of
+from nightloom.reduce.masters import Calibration, MasterPaths, saturation_of
 from nightloom.reduce.overscan import data_of, offset_with_levels
 from nightloom.reduce.pixels import pixels_of
 
@@ -27,6 +27,15 @@ ALIGNED_STARS = 200  # where no more than a frame's place and width are asked fo
 ALIGN_STARS = 100
 MIN_STARS = 3
 MAX_SATURATED = 0.5  # fraction of the frame: then it is twilight, not a field of stars
+
+
+@dataclass(frozen=True, slots=True)
+class CalibratedFrame:
+    """A planned frame with the masters it uses."""
+
+    frame: PlannedFrame
+    paths: MasterPaths
+    instrument: Instrument
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,11 +33,18 @@ from nightloom.image.excess import (
     steady_excess,
 )
 from nightloom.plan.recipes import PlannedCube, PlannedFrame
-from nightloom.reduce.detection import ALIGN_STARS, START_FWHM_PX, expose, look, place
-from nightloom.reduce.masters import HOTTEST_ADU, UNSTEADY, calibration_of
+from nightloom.reduce.detection import (
+    ALIGN_STARS,
+    START_FWHM_PX,
+    CalibratedFrame,
+    expose,
+    look,
+    place,
+)
+from nightloom.reduce.masters import HOTTEST_ADU, LEVELS, UNSTEADY, calibration_of
 from nightloom.reduce.overscan import data_of, less_overscan
 from nightloom.reduce.pixels import pixels_of
-from nightloom.reduce.reference import CalibratedFrame, spread
+from nightloom.reduce.reference import spread
 from nightloom.schema.cube import MASTER
 from nightloom.store.encodings import write_store
 from nightloom.store.provenance import provenance
@@ -109,7 +116,8 @@ def lights_recipe(
     product = cube.lights
     common = Counter(_alike(item) for item in frames).most_common(1)[0][0]
     chosen = spread([item for item in frames if _alike(item) == common], MOST_FRAMES)
-    inputs = tuple(part for item in chosen for part in item.frame.inputs) + masters
+    inputs = tuple(part for item in chosen for part in item.frame.inputs)
+    inputs += tuple(item.frame.said(*LEVELS) for item in chosen) + masters
     first = chosen[0].frame
     rows = BAND_BYTES // (4 * first.nx * len(chosen))
     rows, data = max(1, min(rows, MOST_ROWS, first.ny)), data_of(first)

@@ -29,6 +29,7 @@ from nightloom.store.provenance import provenance
 
 MASTER_VERSION = 6
 CLIP_SIGMA = 5.0
+LEVELS = ("exposure_s", "saturation_adu")  # of a frame: what its numbers are, and up to where
 MIN_FRAMES = 3  # with fewer, a cosmic ray stays in the median: said as a caveat
 FLAT_LOW, FLAT_HIGH = 0.02, 0.85  # usable level of a flat, as a fraction of saturation
 CACHE = 6
@@ -113,6 +114,7 @@ def master_recipe(root: Path, master: PlannedMaster, settings: CalibrationSectio
     """Recipe of a master; the masters that it needs must be published."""
     upstream = [name for name in (master.choice.bias, master.choice.dark) if name]
     inputs = tuple(part for frame in master.frames for part in frame.inputs)
+    inputs += tuple(frame.said(*LEVELS) for frame in master.frames)
     inputs += tuple((name, published_fingerprint(root, name)) for name in upstream)
     chosen = MasterSettings(combine=settings.combine)
     recipe = Recipe(

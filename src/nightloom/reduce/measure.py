@@ -48,6 +48,7 @@ from nightloom.plan.recipes import PlannedFrame
 from nightloom.reduce.cosmic import mark_cosmic_rays
 from nightloom.reduce.detection import (
     ALIGNED_STARS,
+    CalibratedFrame,
     Exposure,
     Sight,
     expose,
@@ -58,7 +59,6 @@ from nightloom.reduce.detection import (
 from nightloom.reduce.masters import calibration_of
 from nightloom.reduce.networks import network_of
 from nightloom.reduce.overscan import data_of
-from nightloom.reduce.reference import CalibratedFrame
 from nightloom.schema.cube import ROW_VARIABLES
 from nightloom.schema.flags import BITS
 from nightloom.sky.times import airmass

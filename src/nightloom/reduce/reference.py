@@ -1,53 +1,48 @@
 """The reference of a field: candidates measured, the best chosen, stacked, its stars listed.
 
-It is pinned: once published it stays until its settings or version change, whatever new nights
-bring, so that old cubes stay valid.
+It is pinned: once published it stays until its settings or version change, or what is known of
+its frames, whatever new nights bring, so that old cubes stay valid. Candidates are measured on
+all workers; the best of them are stacked in one task, band by band.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from nightloom.config import Config, Instrument, PhotometrySection
+from nightloom.config import Config, PhotometrySection
 from nightloom.engine.recipe import Made, Recipe
-from nightloom.errors import FrameError, ProductError
-from nightloom.image.align import Alignment, align
-from nightloom.image.calibrate import MASK_BAD, MASK_SATURATED
+from nightloom.errors import ProductError
+from nightloom.image.calibrate import MASK_BAD
 from nightloom.image.centroid import windowed
-from nightloom.image.detect import (
-    Detections,
-    background_at,
-    background_image,
-    background_mesh,
-    detect,
-)
+from nightloom.image.detect import Detections, background_at, background_mesh, detect
 from nightloom.image.psf import measure_psf
-from nightloom.image.stack import Stack, add_frame, empty_stack
 from nightloom.plan.recipes import PlannedFrame
-from nightloom.reduce.detection import ALIGN_STARS, START_FWHM_PX, Exposure, expose, look, place
-from nightloom.reduce.masters import MasterPaths, calibration_of
+from nightloom.reduce.bands import stacked
+from nightloom.reduce.candidates import (
+    Candidate,
+    choose_frames,
+    measure_candidate,
+    placements,
+)
+from nightloom.reduce.detection import CalibratedFrame
 from nightloom.schema.cube import STACK, STARS
 from nightloom.store.encodings import read_attributes, write_store
 from nightloom.store.products import current
 from nightloom.store.provenance import provenance
 
-REFERENCE_VERSION = 5
-MIN_QUALITY = 0.4  # of the best frame's, to enter the stack
-TRIED_AS_REFERENCE = 5
-CLIP_SIGMA = 4.0
-CLIP_SLOPE = 0.3  # of the mean: what seeing may change on the flank of a star
-MIN_CLIPPED = 3
+REFERENCE_VERSION = 6
 MIN_DEPTH = 0.3  # of the deepest pixel's weight, for stars to be listed there
+SCALE = ("exposure_s", "gain_e_per_adu", "saturation_adu")  # of a frame: what its electrons are
 
-log = logging.getLogger("nightloom")
+T = TypeVar("T")
 
 
 class ReferenceSettings(BaseModel):
@@ -65,32 +60,10 @@ class ReferenceSettings(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class CalibratedFrame:
-    """A planned frame with the masters it uses."""
-
-    frame: PlannedFrame
-    paths: MasterPaths
-    instrument: Instrument
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """How good a frame is as a reference; xy: its brightest stars [star, 2]."""
-
-    item: CalibratedFrame
-    quality: float
-    fwhm_px: float
-    xy: NDArray[np.float64]
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class ReferenceJob:
     product: str
-    frames: tuple[CalibratedFrame, ...]  # the first is the grid
     photometry: PhotometrySection
     settings: ReferenceSettings
-    attributes: dict[str, Any]
 
 
 def reference_settings(config: Config) -> ReferenceSettings:
@@ -107,98 +80,50 @@ def reference_settings(config: Config) -> ReferenceSettings:
 
 
 def pinned_inputs(
-    root: Path, product: str, settings: ReferenceSettings
+    root: Path, product: str, settings: ReferenceSettings, frames: Iterable[PlannedFrame]
 ) -> tuple[tuple[str, str], ...] | None:
-    """Inputs of the published reference where it still holds, else None."""
+    """Inputs of the published reference where it still holds, else None.
+
+    frames: of the field as they are planned now. One that the reference was made of and that is
+    no longer among them speaks neither for nor against it.
+    """
     path = current(root, product)
     if path is None:
         return None
     attributes = read_attributes(path)
-    holds = (
-        attributes["settings"] == settings.model_dump(mode="json")
-        and attributes["algorithm_version"] == REFERENCE_VERSION
-    )
-    return tuple((name, digest) for name, digest in attributes["inputs"]) if holds else None
+    if (
+        attributes["settings"] != settings.model_dump(mode="json")
+        or attributes["algorithm_version"] != REFERENCE_VERSION
+    ):
+        return None
+    inputs = {name: digest for name, digest in attributes["inputs"]}
+    for frame in frames:
+        known = inputs.get(frame.name_of(*SCALE))
+        if known is not None and known != frame.said(*SCALE)[1]:
+            return None
+    return tuple(inputs.items())
 
 
-def spread(items: Sequence[CalibratedFrame], most: int) -> tuple[CalibratedFrame, ...]:
-    """At most `most` frames, evenly over all of them in order."""
+def spread(items: Sequence[T], most: int) -> tuple[T, ...]:
+    """At most `most` items, evenly over all of them in order."""
     if len(items) <= most:
         return tuple(items)
     picks = np.unique(np.linspace(0, len(items) - 1, most).round().astype(int))
     return tuple(items[int(k)] for k in picks)
 
 
-def measure_candidate(
-    item: CalibratedFrame, *, photometry: PhotometrySection, trim_px: int
-) -> Candidate:
-    """Quality of one frame: stars seen, over their longer width; none where it is unusable."""
-    nothing = np.zeros((0, 2))
-    try:
-        exposure = expose(
-            item.frame,
-            calibration_of(item.paths, item.frame.exposure_s),
-            item.instrument,
-            trim_px=trim_px,
-        )
-    except FrameError as error:
-        return Candidate(item, 0.0, float("nan"), nothing, str(error))
-    sight = look(exposure, fwhm_px=START_FWHM_PX, settings=photometry)
-    xy = np.column_stack([sight.stars.x_px, sight.stars.y_px])[:ALIGN_STARS]
-    if not sight.psf.n_stars:
-        return Candidate(item, 0.0, float("nan"), xy, f"{item.frame.path}: no star is usable")
-    if sight.psf.elongation > photometry.max_elongation:
-        why = f"{item.frame.path}: elongation {sight.psf.elongation:.2f}"
-        return Candidate(item, 0.0, sight.psf.fwhm_px, xy, why)
-    quality = len(sight.stars.x_px) / (sight.psf.fwhm_px * sight.psf.elongation)
-    return Candidate(item, quality, sight.psf.fwhm_px, xy)
-
-
-def choose_frames(
-    candidates: Sequence[Candidate], *, settings: ReferenceSettings, product: str
-) -> tuple[CalibratedFrame, ...]:
-    """The frames of the reference, best first: all align with the first of them.
-
-    Of the best few the one that most others align with comes first, so that a stray frame of
-    another field can't become the reference.
-    Raises ProductError: no candidate shows stars.
-    """
-    ranked = sorted(
-        (c for c in candidates if c.quality > 0), key=lambda c: (-c.quality, c.item.frame.path)
-    )
-    if not ranked:
-        reasons = {c.reason for c in candidates if c.reason}
-        why = sorted(reasons)[0] if reasons else "there are no frames"
-        raise ProductError(
-            where=product, why=f"none of {len(candidates)} candidate frames is usable: {why}"
-        )
-    best: list[CalibratedFrame] = []
-    for first in ranked[:TRIED_AS_REFERENCE]:
-        enough = MIN_QUALITY * first.quality
-        chosen = [first.item]
-        for other in ranked:
-            if other is first or other.quality < enough:
-                continue
-            found = align(first.xy, other.xy, min_matched=settings.min_matched)
-            if isinstance(found, Alignment):
-                chosen.append(other.item)
-        if len(chosen) > 1.5 * len(best):
-            best = chosen
-    return tuple(best[: settings.max_frames])
-
-
 def reference_recipe(
     product: str,
-    frames: tuple[CalibratedFrame, ...],
+    candidates: tuple[CalibratedFrame, ...],
     config: Config,
     *,
-    inputs: tuple[tuple[str, str], ...] | None = None,
+    masters: tuple[tuple[str, str], ...] = (),
 ) -> Recipe:
-    """Recipe of the reference made of these frames; `inputs` where they are known without."""
+    """Recipe of the reference made of the best of these frames; `masters` with fingerprints."""
     settings = reference_settings(config)
-    if inputs is None:
-        inputs = tuple(part for item in frames for part in item.frame.inputs)
-    recipe = Recipe(product, inputs, settings, REFERENCE_VERSION, job=None, finish=make_reference)
+    inputs = tuple(part for item in candidates for part in item.frame.inputs)
+    inputs += tuple(item.frame.said(*SCALE) for item in candidates) + masters
+    recipe = pinned_recipe(product, inputs, config)
     attributes = provenance(
         product,
         fingerprint=recipe.fingerprint,
@@ -206,160 +131,110 @@ def reference_recipe(
         settings=settings,
         algorithm=REFERENCE_VERSION,
     )
-    job = ReferenceJob(product, frames, config.photometry, settings, attributes)
-    return replace(recipe, job=job)
+    return replace(
+        recipe,
+        job=ReferenceJob(product, config.photometry, settings),
+        items=candidates,
+        step=measure_candidates,
+        lost=lost_candidate,
+        finish=partial(make_reference, attributes=attributes),
+        chunk_items=1,
+    )
 
 
-def make_reference(job: ReferenceJob, work: Path, _: list[Any]) -> Made:
-    """Stack the frames, list the stars and write `reference.zarr`.
+def pinned_recipe(product: str, inputs: tuple[tuple[str, str], ...], config: Config) -> Recipe:
+    """Recipe of a reference that is there; it tells the fingerprint, and makes nothing."""
+    settings = reference_settings(config)
+    finish = partial(make_reference, attributes={})
+    return Recipe(product, inputs, settings, REFERENCE_VERSION, job=None, finish=finish)
+
+
+def measure_candidates(job: ReferenceJob, items: tuple[CalibratedFrame, ...]) -> list[Candidate]:
+    """Some frames, each with its quality."""
+    return [
+        measure_candidate(item, photometry=job.photometry, trim_px=job.settings.trim_px)
+        for item in items
+    ]
+
+
+def lost_candidate(job: ReferenceJob, item: CalibratedFrame, reason: str) -> Candidate:
+    """A frame that no worker survives."""
+    return Candidate(item, 0.0, reason=f"{item.frame.path}: {reason}")
+
+
+def make_reference(
+    job: ReferenceJob, work: Path, parts: list[list[Candidate]], *, attributes: dict[str, Any]
+) -> Made:
+    """Choose and stack frames, list the stars and write `reference.zarr`.
+
+    Raises ProductError: no candidate is usable, the stack shows no stars.
+    """
+    candidates = [candidate for part in parts for candidate in part]
+    chosen = choose_frames(
+        candidates,
+        min_matched=job.settings.min_matched,
+        max_frames=job.settings.max_frames,
+        product=job.product,
+    )
+    first, frames = chosen[0], [candidate.item for candidate in chosen]
+    places = placements(chosen, photometry=job.photometry)
+    (mean, weight), names = stacked(frames, places, trim_px=job.settings.trim_px)
+    columns, facts = _stars_of(job, mean, weight, first)
+    arrays = {"stack": mean, "weight": weight, "frame": np.array(names, dtype=object)} | columns
+    attributes = attributes | facts
+    attributes |= {
+        "exposure_s": first.item.frame.exposure_s,
+        "grid_of": first.item.frame.path,
+        "jd_utc": first.item.frame.jd_utc,
+        "n_frames": len(names),
+    }
+    write_store(work / "reference.zarr", (*STACK, *STARS), arrays, attributes=attributes)
+    return Made(caveats=_caveats(candidates, n_chosen=len(chosen), n_used=len(names)))
+
+
+def _caveats(candidates: Sequence[Candidate], *, n_chosen: int, n_used: int) -> tuple[str, ...]:
+    caveats: tuple[str, ...] = ()
+    unseen = [candidate.reason for candidate in candidates if candidate.sight is None]
+    if unseen:
+        caveats += (f"{len(unseen)} of {len(candidates)} candidates quarantined: {unseen[0]}",)
+    if n_used < n_chosen:
+        caveats += (f"{n_chosen - n_used} of the chosen frames could not be stacked",)
+    return caveats
+
+
+def _stars_of(
+    job: ReferenceJob, mean: NDArray[np.float32], weight: NDArray[np.float32], first: Candidate
+) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
+    """Columns of the star list, and the shape of the stars.
 
     Raises ProductError: the stack shows no stars.
     """
-    stack, used, scale_e = _stack(job)
-    first = job.frames[0]
-    mean = stack.mean.astype(np.float32)
+    assert first.sight is not None
     # Where few frames reach, the noise is not that of the stack around it.
-    deep = np.isfinite(mean) & (stack.weight >= MIN_DEPTH * stack.weight.max())
+    deep = np.isfinite(mean) & (weight >= MIN_DEPTH * weight.max())
     mask = np.where(deep, 0, MASK_BAD).astype(np.uint8)
     background = background_mesh(mean, mask)
-    stars = detect(
-        mean,
-        mask,
-        background,
-        fwhm_px=scale_e["fwhm_px"],
-        threshold_sigma=job.settings.detection_sigma,
-        max_stars=job.settings.max_stars,
-    )
-    if not len(stars.x_px):
-        raise ProductError(where=job.product, why="no stars in the stack")
-    level, _noise = background_at(background, stars.x_px, stars.y_px)
-    psf = measure_psf(
-        mean, mask, stars.x_px, stars.y_px, background_e=level, saturated=stars.saturated,
-        blended=stars.blended, guess_fwhm_px=scale_e["fwhm_px"],
-    )  # fmt: skip
-    fwhm_px = psf.fwhm_px if psf.n_stars else scale_e["fwhm_px"]
-    arrays = _star_list(mean, mask, stars, level, fwhm_px, scale_e["saturation_e"])
-    arrays |= {
-        "stack": mean,
-        "weight": stack.weight.astype(np.float32),
-        "frame": np.array([item.frame.path for item in used], dtype=object),
-    }
-    attributes = job.attributes | {
-        "fwhm_px": fwhm_px,
-        "psf_beta": psf.beta,
-        "exposure_s": first.frame.exposure_s,
-        "grid_of": first.frame.path,
-        "jd_utc": first.frame.jd_utc,
-        "n_frames": len(used),
-    }
-    write_store(work / "reference.zarr", (*STACK, *STARS), arrays, attributes=attributes)
-    lost = len(job.frames) - len(used)
-    return Made(caveats=(f"{lost} of the chosen frames could not be stacked",) if lost else ())
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A frame as it enters the stack: scale makes its stars as bright as the first frame's."""
-
-    exposure: Exposure
-    matrix: NDArray[np.float64]
-    background_e: NDArray[np.float32]
-    weight: float
-    scale: float
-
-
-def _stack(job: ReferenceJob) -> tuple[Stack, list[CalibratedFrame], dict[str, float]]:
-    """Weighted mean of the frames on the grid of the first, outliers clipped in a second pass."""
-    first, facts, stars = _grid(job)
-    plain = empty_stack(*first.pixels_e.shape)
-    used: list[CalibratedFrame] = []
-    for item in job.frames:
-        placed = _placed(item, job, stars, facts["fwhm_px"])
-        if placed is not None:
-            _add_placed(plain, placed, against=None)
-            used.append(item)
-    if len(used) < MIN_CLIPPED:
-        return plain, used, facts
-    clipped = empty_stack(*first.pixels_e.shape)
-    for item in used:
-        placed = _placed(item, job, stars, facts["fwhm_px"])
-        if placed is not None:
-            _add_placed(clipped, placed, against=plain)
-    return clipped, used, facts
-
-
-def _add_placed(stack: Stack, placed: Placed, *, against: Stack | None) -> None:
-    add_frame(
-        stack, placed.exposure.pixels_e, placed.exposure.mask, placed.matrix, weight=placed.weight,
-        scale=placed.scale, background_e=placed.background_e, against=against, sigma=CLIP_SIGMA,
-        slope=CLIP_SLOPE,
-    )  # fmt: skip
-
-
-def _grid(job: ReferenceJob) -> tuple[Exposure, dict[str, float], Detections]:
-    item = job.frames[0]
-    first = expose(
-        item.frame,
-        calibration_of(item.paths, item.frame.exposure_s),
-        item.instrument,
-        trim_px=job.settings.trim_px,
-    )
-    sight = look(first, fwhm_px=START_FWHM_PX, settings=job.photometry)
-    if not sight.psf.n_stars:
-        raise ProductError(where=job.product, why=f"{item.frame.path} shows no usable star")
-    saturated = (first.mask & MASK_SATURATED) != 0
-    lowest = float(first.pixels_e[saturated].min()) if saturated.any() else float("inf")
-    return first, {"fwhm_px": sight.psf.fwhm_px, "saturation_e": lowest}, sight.stars
-
-
-def _placed(
-    item: CalibratedFrame, job: ReferenceJob, stars: Detections, fwhm_px: float
-) -> Placed | None:
-    """The frame against the stars of the first; None, and a line in the log, where it is no use.
-
-    The weight is that of Zackay & Ofek 2017 (ApJ 836, 187), transparency^2 / sky variance: the
-    inverse variance of the sky once the frame is scaled.
-    """
-    try:
-        exposure = expose(
-            item.frame,
-            calibration_of(item.paths, item.frame.exposure_s),
-            item.instrument,
-            trim_px=job.settings.trim_px,
+    fwhm_px, beta = first.sight.psf.fwhm_px, float("nan")
+    for _ in range(2):  # the stack's stars are wider than the sharpest frame's
+        stars = detect(
+            mean,
+            mask,
+            background,
+            fwhm_px=fwhm_px,
+            threshold_sigma=job.settings.detection_sigma,
+            max_stars=job.settings.max_stars,
         )
-    except FrameError as error:
-        log.warning("not stacked: %s", error)
-        return None
-    sight = look(exposure, fwhm_px=fwhm_px, settings=job.photometry)
-    found = place(np.column_stack([stars.x_px, stars.y_px]), sight, settings=job.photometry)
-    if not isinstance(found, Alignment):
-        log.warning("not stacked: %s: %s", item.frame.path, found.reason)
-        return None
-    transparency = _transparency(stars, sight.stars, found.matrix, fwhm_px)
-    if not transparency > 0:
-        log.warning("not stacked: %s: no star tells its transparency", item.frame.path)
-        return None
-    background = background_image(sight.background, *exposure.pixels_e.shape)
-    noise = float(np.median(sight.background.noise)) / transparency
-    weight = 1.0 / max(noise, 1e-6) ** 2
-    return Placed(exposure, found.matrix, background, weight, 1.0 / transparency)
-
-
-def _transparency(
-    stars: Detections, seen: Detections, matrix: NDArray[np.float64], fwhm_px: float
-) -> float:
-    """Median of the fluxes in a frame over those in the first, of the same clean stars."""
-    clean = np.flatnonzero(~(stars.saturated | stars.blended) & (stars.flux_e > 0))
-    other = np.flatnonzero(~(seen.saturated | seen.blended) & (seen.flux_e > 0))
-    if not len(clean) or not len(other):
-        return float("nan")
-    x = matrix @ np.stack([stars.x_px[clean], stars.y_px[clean], np.ones(len(clean))])
-    far = np.hypot(x[0][:, None] - seen.x_px[other], x[1][:, None] - seen.y_px[other])
-    nearest = far.argmin(axis=1)
-    same = far[np.arange(len(clean)), nearest] < 0.5 * fwhm_px
-    if not same.any():
-        return float("nan")
-    return float(np.median(seen.flux_e[other[nearest[same]]] / stars.flux_e[clean[same]]))
+        if not len(stars.x_px):
+            raise ProductError(where=job.product, why="no stars in the stack")
+        level, _noise = background_at(background, stars.x_px, stars.y_px)
+        psf = measure_psf(
+            mean, mask, stars.x_px, stars.y_px, background_e=level, saturated=stars.saturated,
+            blended=stars.blended, guess_fwhm_px=fwhm_px,
+        )  # fmt: skip
+        if psf.n_stars:
+            fwhm_px, beta = psf.fwhm_px, psf.beta
+    columns = _star_list(mean, mask, stars, level, fwhm_px, first.saturation_e)
+    return columns, {"fwhm_px": fwhm_px, "psf_beta": beta}
 
 
 def _star_list(
