@@ -23,7 +23,17 @@ from nightloom import __version__, stages
 from nightloom.config import Config
 from nightloom.engine.cluster import Engine
 from nightloom.engine.progress import Listed
-from nightloom.engine.recipe import Event, Failed, Finished, LogLine, Recipe, Started, TaskDone
+from nightloom.engine.recipe import (
+    Event,
+    Failed,
+    Finished,
+    LogLine,
+    Outline,
+    Recipe,
+    Started,
+    TaskDone,
+    written,
+)
 from nightloom.engine.task import TaskResult
 from nightloom.errors import ExitCode, ProductError, RunError, TransientError
 from nightloom.frames.scan import MapChunks, ScanResult, map_serially
@@ -37,7 +47,7 @@ from nightloom.schema.frames import FRAMES_SCHEMA_VERSION, completed, empty_fram
 from nightloom.schema.trace import TaskKind
 from nightloom.store.filesystem import require_file_system
 from nightloom.store.fingerprint import digest_of
-from nightloom.store.ledger import write_expected
+from nightloom.store.ledger import Expected, write_expected
 from nightloom.store.products import (
     Attempt,
     kind_of,
@@ -108,14 +118,14 @@ class Run:
         except OSError as error:
             raise _cannot_write(self.log_path, error) from error
 
-    def make(self, recipes: Iterable[Recipe]) -> None:
+    def make(self, recipes: Iterable[Recipe | Outline]) -> None:
         """Make what is not there yet of one stage's products."""
         with closing(self.engine.make(self.root, self._due(recipes))) as events:
             for event in events:
                 self._record(event)
                 self._tell(event)
 
-    def _due(self, recipes: Iterable[Recipe]) -> Iterator[Recipe]:
+    def _due(self, recipes: Iterable[Recipe | Outline]) -> Iterator[Recipe]:
         for recipe in recipes:
             (expected,) = stages.expected_of([recipe], {})
             self._tell(Listed(recipe.product, expected))
@@ -124,8 +134,8 @@ class Run:
             elif reason := self._hindered(recipe):
                 self.outcome.blocked[recipe.product] = reason
                 self.log(f"{recipe.product}: blocked: {reason}")
-            elif not self._tried(recipe):
-                yield recipe
+            elif not self._tried(recipe.product, expected.fingerprint):
+                yield written(recipe)
 
     def map(
         self, function: Callable[[Any], Any], items: list[Any], *, kind: TaskKind,
@@ -143,9 +153,11 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self._trace.close()
 
-    def fail(self, product: str, reason: str) -> None:
-        """Record that a product could not even be started."""
-        attempt = Attempt("", "failed", "product", reason, log=self.log_path.name, run=self.id)
+    def fail(self, product: str, fingerprint: str, reason: str) -> None:
+        """Record that a product could not even be started, with the fingerprint expected of it."""
+        attempt = Attempt(
+            fingerprint, "failed", "product", reason, log=self.log_path.name, run=self.id
+        )
         write_attempt(self.root, product, attempt)
         self.outcome.failed[product] = reason
         self.log(f"{product}: failed: {reason}")
@@ -154,7 +166,7 @@ class Run:
         for listen in self.listeners:
             listen(event)
 
-    def _hindered(self, recipe: Recipe) -> str:
+    def _hindered(self, recipe: Recipe | Outline) -> str:
         for need in recipe.needs:
             if not published_fingerprint(self.root, need):
                 attempt = read_attempt(self.root, need)
@@ -162,16 +174,16 @@ class Run:
                 return f"{need}: {why}"
         return ""
 
-    def _tried(self, recipe: Recipe) -> bool:
+    def _tried(self, product: str, fingerprint: str) -> bool:
         """Whether the same was tried before with an end that would be the same again."""
-        attempt = read_attempt(self.root, recipe.product)
-        if attempt is None or attempt.fingerprint != recipe.fingerprint:
+        attempt = read_attempt(self.root, product)
+        if attempt is None or attempt.fingerprint != fingerprint:
             return False
         if attempt.outcome == "empty":
             self.outcome.n_empty += 1
             return True
         if attempt.outcome == "failed" and attempt.kind == "product":
-            self.outcome.failed[recipe.product] = attempt.reason + " (tried before)"
+            self.outcome.failed[product] = attempt.reason + " (tried before)"
             return True
         return False
 
@@ -280,16 +292,24 @@ def plan(run: Run) -> Plan:
 
 def keep_expected(run: Run, made: Plan) -> None:
     """Write what is expected, as things stand now, for the ledger."""
-    recipes = all_recipes(run.root, made, run.config)
-    write_expected(run.root, stages.expected_of(recipes, stages.notes_of(made)))
+    write_expected(run.root, expected(run.root, made, run.config))
     run.has_news = False
+
+
+def expected(root: Path, made: Plan, config: Config) -> list[Expected]:
+    """Every product the archive wants, as things stand now."""
+    return stages.expected_of(_outlines(root, made, config), stages.notes_of(made))
 
 
 def all_recipes(root: Path, made: Plan, config: Config) -> Iterator[Recipe]:
     """Every product the archive wants, pages included; one at a time, for each holds its items."""
+    return map(written, _outlines(root, made, config))
+
+
+def _outlines(root: Path, made: Plan, config: Config) -> Iterator[Recipe | Outline]:
     shown: list[Recipe] = []
     for recipe in stages.all_recipes(root, made, config):
-        if kind_of(recipe.product) in ("field", "lightcurve"):
+        if isinstance(recipe, Recipe) and kind_of(recipe.product) in ("field", "lightcurve"):
             shown.append(recipe)
         yield recipe
     yield from page_recipes(root, shown)
@@ -320,7 +340,7 @@ def _references(run: Run, made: Plan) -> list[Recipe]:
                     run.root, made, run.config, name, map_items=map_items
                 )
             except (ProductError, TransientError) as error:
-                run.fail(recipe.product, str(error))
+                run.fail(recipe.product, recipe.fingerprint, str(error))
                 continue
         recipes.append(recipe)
     return recipes

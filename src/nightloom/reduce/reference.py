@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ MIN_CLIPPED = 3
 MIN_DEPTH = 0.3  # of the deepest pixel's weight, for stars to be listed there
 
 log = logging.getLogger("nightloom")
+_Item = TypeVar("_Item")
 
 
 class ReferenceSettings(BaseModel):
@@ -121,8 +122,8 @@ def pinned_inputs(
     return tuple((name, digest) for name, digest in attributes["inputs"]) if holds else None
 
 
-def spread(items: Sequence[CalibratedFrame], most: int) -> tuple[CalibratedFrame, ...]:
-    """At most `most` frames, evenly over all of them in order."""
+def spread(items: Sequence[_Item], most: int) -> tuple[_Item, ...]:
+    """At most `most` items, evenly over all of them in order."""
     if len(items) <= most:
         return tuple(items)
     picks = np.unique(np.linspace(0, len(items) - 1, most).round().astype(int))

@@ -81,8 +81,14 @@ def current(root: Path, product: str) -> Path | None:
 
 def published_fingerprint(root: Path, product: str) -> str:
     """Fingerprint of the published version, empty if there is none."""
-    path = current(root, product)
-    return "" if path is None else path.stem
+    place = f"{root}/{product}/{kind_of(product)}."
+    for suffix in SUFFIXES:
+        # The symlink itself names the version: a real path asks for every folder above it.
+        with contextlib.suppress(OSError):
+            name = os.readlink(place + suffix)  # noqa: PTH115
+            if os.path.exists(place + suffix):  # noqa: PTH110
+                return Path(name).stem
+    return ""
 
 
 def products_on_disk(root: Path) -> list[str]:
@@ -213,11 +219,12 @@ def sweep(root: Path) -> int:
 
 def leftovers(root: Path) -> list[Path]:
     """Work folders whose process is gone."""
-    return [
-        folder
-        for folder in sorted(root.rglob(f"{WORK_PREFIX}*"))
-        if folder.is_dir() and _owner_is_gone(folder.name)
-    ]
+    found: list[Path] = []
+    for folder, inside, _ in os.walk(root):
+        found += [Path(folder, name) for name in inside if name.startswith(WORK_PREFIX)]
+        # Versions hold thousands of folders, and never one in the making.
+        inside[:] = [name for name in inside if not name.startswith(".")]
+    return sorted(folder for folder in found if _owner_is_gone(folder.name))
 
 
 def _owner_is_gone(name: str) -> bool:
