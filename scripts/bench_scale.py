@@ -219,7 +219,7 @@ def second_run(path: Path) -> dict[str, float]:
         return time.perf_counter()
 
     with Engine(SERIAL) as engine, pipeline.Run(config, engine, lambda _: None) as run:
-        scanned = pipeline.scan(run)
+        n_read = pipeline.scan(run).n_read
         now = mark("scan_s", began)
         plan = pipeline.plan(run)
         now = mark("plan_s", now)
@@ -227,8 +227,8 @@ def second_run(path: Path) -> dict[str, float]:
         pipeline.gather(run, plan)
         pipeline.report(run, plan)
         mark("look_s", now)
-    if run.outcome.n_made or run.has_news or scanned.n_read:
-        raise SystemExit(f"the second run made {run.outcome}, read {scanned.n_read}")
+    if run.outcome.n_made or run.has_news or n_read:
+        raise SystemExit(f"the second run made {run.outcome}, read {n_read}")
     return times | {
         "seconds": time.perf_counter() - began,
         "cpu_s": time.process_time() - cpu,

@@ -255,8 +255,9 @@ def scan(run: Run) -> ScanResult:
                 raise RunError(where="scan", why=result.failure[1])
             yield result.value
 
-    result = look(run.config, map_chunks=map_chunks)
-    write_table(run.root / FRAMES, result.frames)
+    result, is_as_written = _looked(run.config, map_chunks)
+    if not is_as_written:
+        write_table(run.root / FRAMES, result.frames)
     run.log(f"scan: {result.n_files} files, {result.n_read} read, {result.n_gone} gone")
     return result
 
@@ -267,12 +268,18 @@ def look(config: Config, *, map_chunks: MapChunks = map_serially) -> ScanResult:
     Every header is read again when the profiles, or the reader itself, are not those of the last
     scan.
     """
+    return _looked(config, map_chunks)[0]
+
+
+def _looked(config: Config, map_chunks: MapChunks) -> tuple[ScanResult, bool]:
+    """The scan's result, and whether its table is the one on disk."""
     previous = read_frames(config.products_path)
     rules = rules_of(config)
-    reread = previous.attrs.get("rules", rules) != rules
+    was = previous.attrs.get("rules")
+    reread = was is not None and was != rules
     result = scan_frames(config, previous, map_chunks=map_chunks, reread=reread)
     result.frames.attrs["rules"] = rules
-    return result
+    return result, was == rules and result.frames is previous
 
 
 def rules_of(config: Config) -> str:
@@ -285,7 +292,8 @@ def plan(run: Run) -> Plan:
     frames = read_frames(run.root)
     made = make_plan(frames, run.config)
     made.frames.attrs.update(frames.attrs)
-    write_table(run.root / FRAMES, made.frames)
+    if not made.frames["field"].equals(frames["field"]):
+        write_table(run.root / FRAMES, made.frames)
     keep_expected(run, made)
     return made
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,11 @@ def size(text: str) -> tuple[int, int]:
     except ValueError:
         raise ConfigError(where="--size", why=f"{text!r} is not width x height") from None
     return nx, ny
+
+
+def slim(result: ScanResult) -> ScanResult:
+    """A scan's result with no more of its table than `scanned` tells: it is held all the run."""
+    return replace(result, frames=result.frames[["path", "image_type", "suspect", "reason"]])
 
 
 def scanned(result: ScanResult, *, as_json: bool) -> None:

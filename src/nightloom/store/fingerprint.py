@@ -43,7 +43,7 @@ def fingerprint(
         "version": version,
     }
     canonical = _canonical(facts)
-    if begun is not None:
+    if begun is not None and (inputs or not begun.is_empty):
         text = _text({"inputs": list(inputs)} | canonical).removeprefix(_HEAD)
         hasher = begun.hasher.copy()
         hasher.update(("," + text if inputs and not begun.is_empty else text).encode())

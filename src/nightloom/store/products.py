@@ -70,24 +70,25 @@ def place_of(root: Path, product: str) -> Path:
 
 
 def current(root: Path, product: str) -> Path | None:
-    """Real path of the published version, None if there is none."""
-    place = place_of(root, product)
-    for suffix in SUFFIXES:
-        link = place / f"{kind_of(product)}.{suffix}"
-        if link.is_symlink() and link.exists():
-            return link.resolve()
-    return None
+    """Path of the published version itself, None if there is none."""
+    name = _published(root, product)
+    return place_of(root, product) / name if name else None
 
 
 def published_fingerprint(root: Path, product: str) -> str:
     """Fingerprint of the published version, empty if there is none."""
-    place = f"{root}/{product}/{kind_of(product)}."
+    return Path(_published(root, product)).stem
+
+
+def _published(root: Path, product: str) -> str:
+    """What the product's symlink names, empty where that is not there."""
+    link = f"{root}/{product}/{kind_of(product)}."
     for suffix in SUFFIXES:
         # The symlink itself names the version: a real path asks for every folder above it.
         with contextlib.suppress(OSError):
-            name = os.readlink(place + suffix)  # noqa: PTH115
-            if os.path.exists(place + suffix):  # noqa: PTH110
-                return Path(name).stem
+            name = os.readlink(link + suffix)  # noqa: PTH115
+            if os.path.exists(link + suffix):  # noqa: PTH110
+                return name
     return ""
 
 
