@@ -197,11 +197,10 @@ def _nearest(
     within = shelf.between(day - max_days, day + max_days)
     near = within[shelf.fits(within, wanted, settings)]
     if len(near):
-        best = min(
-            (abs(int(shelf.day[k]) - day), -len(shelf.kits[k].rows), shelf.kits[k].product, k)
-            for k in near.tolist()
-        )
-        days, kit = best[0], shelf.kits[best[3]]
+        apart = np.abs(shelf.day[near] - day)
+        days = int(apart.min())
+        nearest = [shelf.kits[k] for k in near[apart == days].tolist()]
+        kit = min(nearest, key=lambda kit: (-len(kit.rows), kit.product))
         when = "of the night" if days == 0 else f"of {kit.night}, {days} d away"
         return kit, f"{name} {when} ({len(kit.rows)} frames)"
     if not shelf.has_camera(wanted):
