@@ -17,7 +17,7 @@ from nightloom.config import Config
 from nightloom.engine.cluster import SERIAL, Engine
 from nightloom.engine.probe import WorkerFacts, probe_workers
 from nightloom.errors import ConfigError, RunError
-from nightloom.plan.recipes import Plan
+from nightloom.plan.recipes import Plan, PlannedCube
 from nightloom.sky.catalogue import Catalogue, at_epoch, read_catalogue, within
 from nightloom.sky.earth import leap_seconds_until_jd, orientation_until_jd
 from nightloom.store.filesystem import NEEDS, try_operations
@@ -70,8 +70,8 @@ def estimated_bytes(config: Config, plan: Plan) -> int:
     n_stars = photometry.max_stars + len(config.target)
     n_radii = len(photometry.radii_fwhm) + len(photometry.radii_px)
     row = n_stars * (8 * n_radii + 40)  # flux and its error, then the star's own numbers
-    frames = [cube.frames[0] for cube in plan.cubes if cube.frames]
-    pixels = max((frame.ny * frame.nx for frame in frames), default=0)
+    firsts = [cube.frames[0] for cube in plan.cubes]
+    pixels = max((frame.ny * frame.nx for frame in firsts), default=0)
     n_images = len(plan.masters) + len(plan.fields)
     return 3 * n_frames * row + 12 * n_images * pixels  # cube, joined, differential
 
@@ -142,14 +142,17 @@ def _reading(config: Config, plan: Plan, facts: list[WorkerFacts]) -> Check:
 
 def _sample(config: Config, plan: Plan) -> list[Path]:
     """Some files of the archive, spread over all of it."""
-    files = [frame.file for cube in plan.cubes for frame in cube.frames]
-    step = max(1, -(-len(files) // MOST_FILES))
-    return [config.folder / file for file in files[::step]]
+    n_frames = sum(len(cube.frames) for cube in plan.cubes)
+    step, start, files = max(1, -(-n_frames // MOST_FILES)), 0, []
+    for cube in plan.cubes:
+        files += [frame.file for frame in cube.frames[-start % step :: step]]
+        start += len(cube.frames)
+    return [config.folder / file for file in files]
 
 
 def _tables(plan: Plan) -> Iterator[Check]:
     """Whether leap seconds and the Earth's orientation are known for the last frame."""
-    times = [frame.jd_utc for cube in plan.cubes for frame in cube.frames]
+    times = [jd for cube in plan.cubes for jd in cube.frames.column("jd_utc").tolist()]
     now_jd = _UNIX_EPOCH_JD + datetime.now(UTC).timestamp() / 86400
     last_jd = max((jd for jd in times if np.isfinite(jd)), default=now_jd)
     for name, until_jd, harm in (
@@ -186,11 +189,15 @@ def _catalogue(config: Config, plan: Plan) -> Iterator[Check]:
 
 def _covered(plan: Plan, field: str, catalogue: Catalogue) -> Check:
     name = f"catalogue of {field}"
-    frames = [frame for cube in plan.cubes_of(field) for frame in cube.frames]
-    placed = [f for f in frames if np.isfinite(f.ra_deg) and np.isfinite(f.dec_deg)]
+    placed: list[tuple[PlannedCube, int]] = []
+    for cube in plan.cubes_of(field):
+        ra_deg, dec_deg = cube.frames.column("ra_deg"), cube.frames.column("dec_deg")
+        known = np.flatnonzero(np.isfinite(ra_deg) & np.isfinite(dec_deg))
+        placed += [(cube, place) for place in known.tolist()]
     if not placed:
         return Check(name, "warn", "its headers say no place", "name a header key for ra, dec")
-    middle = placed[len(placed) // 2]
+    cube, place = placed[len(placed) // 2]
+    middle = cube.frames[place]
     radius_deg = 0.5 * np.hypot(middle.ny, middle.nx) * middle.pixel_scale_arcsec / 3600
     if not np.isfinite(radius_deg):
         radius_deg = UNKNOWN_RADIUS_DEG

@@ -22,7 +22,17 @@ from nightloom import __version__, stages
 from nightloom.config import Config
 from nightloom.engine.cluster import Engine
 from nightloom.engine.progress import Listed
-from nightloom.engine.recipe import Event, Failed, Finished, LogLine, Recipe, Started, TaskDone
+from nightloom.engine.recipe import (
+    Event,
+    Failed,
+    Finished,
+    LogLine,
+    Outline,
+    Recipe,
+    Started,
+    TaskDone,
+    written,
+)
 from nightloom.engine.task import TaskResult
 from nightloom.errors import ExitCode, RunError
 from nightloom.frames.scan import MapChunks, ScanResult, map_serially
@@ -36,7 +46,7 @@ from nightloom.schema.frames import FRAMES_SCHEMA_VERSION, completed, empty_fram
 from nightloom.schema.trace import TaskKind
 from nightloom.store.filesystem import require_file_system
 from nightloom.store.fingerprint import digest_of
-from nightloom.store.ledger import write_expected
+from nightloom.store.ledger import Expected, write_expected
 from nightloom.store.products import (
     Attempt,
     kind_of,
@@ -107,14 +117,14 @@ class Run:
         except OSError as error:
             raise _cannot_write(self.log_path, error) from error
 
-    def make(self, recipes: Iterable[Recipe]) -> None:
+    def make(self, recipes: Iterable[Recipe | Outline]) -> None:
         """Make what is not there yet of one stage's products."""
         with closing(self.engine.make(self.root, self._due(recipes))) as events:
             for event in events:
                 self._record(event)
                 self._tell(event)
 
-    def _due(self, recipes: Iterable[Recipe]) -> Iterator[Recipe]:
+    def _due(self, recipes: Iterable[Recipe | Outline]) -> Iterator[Recipe]:
         for recipe in recipes:
             (expected,) = stages.expected_of([recipe], {})
             self._tell(Listed(recipe.product, expected))
@@ -123,8 +133,8 @@ class Run:
             elif reason := self._hindered(recipe):
                 self.outcome.blocked[recipe.product] = reason
                 self.log(f"{recipe.product}: blocked: {reason}")
-            elif not self._tried(recipe):
-                yield recipe
+            elif not self._tried(recipe.product, expected.fingerprint):
+                yield written(recipe)
 
     def map(
         self, function: Callable[[Any], Any], items: list[Any], *, kind: TaskKind,
@@ -146,7 +156,7 @@ class Run:
         for listen in self.listeners:
             listen(event)
 
-    def _hindered(self, recipe: Recipe) -> str:
+    def _hindered(self, recipe: Recipe | Outline) -> str:
         for need in recipe.needs:
             if not published_fingerprint(self.root, need):
                 attempt = read_attempt(self.root, need)
@@ -154,16 +164,16 @@ class Run:
                 return f"{need}: {why}"
         return ""
 
-    def _tried(self, recipe: Recipe) -> bool:
+    def _tried(self, product: str, fingerprint: str) -> bool:
         """Whether the same was tried before with an end that would be the same again."""
-        attempt = read_attempt(self.root, recipe.product)
-        if attempt is None or attempt.fingerprint != recipe.fingerprint:
+        attempt = read_attempt(self.root, product)
+        if attempt is None or attempt.fingerprint != fingerprint:
             return False
         if attempt.outcome == "empty":
             self.outcome.n_empty += 1
             return True
         if attempt.outcome == "failed" and attempt.kind == "product":
-            self.outcome.failed[recipe.product] = attempt.reason + " (tried before)"
+            self.outcome.failed[product] = attempt.reason + " (tried before)"
             return True
         return False
 
@@ -235,8 +245,9 @@ def scan(run: Run) -> ScanResult:
                 raise RunError(where="scan", why=result.failure[1])
             yield result.value
 
-    result = look(run.config, map_chunks=map_chunks)
-    write_table(run.root / FRAMES, result.frames)
+    result, is_as_written = _looked(run.config, map_chunks)
+    if not is_as_written:
+        write_table(run.root / FRAMES, result.frames)
     run.log(f"scan: {result.n_files} files, {result.n_read} read, {result.n_gone} gone")
     return result
 
@@ -247,12 +258,18 @@ def look(config: Config, *, map_chunks: MapChunks = map_serially) -> ScanResult:
     Every header is read again when the profiles, or the reader itself, are not those of the last
     scan.
     """
+    return _looked(config, map_chunks)[0]
+
+
+def _looked(config: Config, map_chunks: MapChunks) -> tuple[ScanResult, bool]:
+    """The scan's result, and whether its table is the one on disk."""
     previous = read_frames(config.products_path)
     rules = rules_of(config)
-    reread = previous.attrs.get("rules", rules) != rules
+    was = previous.attrs.get("rules")
+    reread = was is not None and was != rules
     result = scan_frames(config, previous, map_chunks=map_chunks, reread=reread)
     result.frames.attrs["rules"] = rules
-    return result
+    return result, was == rules and result.frames is previous
 
 
 def rules_of(config: Config) -> str:
@@ -265,23 +282,32 @@ def plan(run: Run) -> Plan:
     frames = read_frames(run.root)
     made = make_plan(frames, run.config)
     made.frames.attrs.update(frames.attrs)
-    write_table(run.root / FRAMES, made.frames)
+    if not made.frames["field"].equals(frames["field"]):
+        write_table(run.root / FRAMES, made.frames)
     keep_expected(run, made)
     return made
 
 
 def keep_expected(run: Run, made: Plan) -> None:
     """Write what is expected, as things stand now, for the ledger."""
-    recipes = all_recipes(run.root, made, run.config)
-    write_expected(run.root, stages.expected_of(recipes, stages.notes_of(made)))
+    write_expected(run.root, expected(run.root, made, run.config))
     run.has_news = False
+
+
+def expected(root: Path, made: Plan, config: Config) -> list[Expected]:
+    """Every product the archive wants, as things stand now."""
+    return stages.expected_of(_outlines(root, made, config), stages.notes_of(made))
 
 
 def all_recipes(root: Path, made: Plan, config: Config) -> Iterator[Recipe]:
     """Every product the archive wants, pages included; one at a time, for each holds its items."""
+    return map(written, _outlines(root, made, config))
+
+
+def _outlines(root: Path, made: Plan, config: Config) -> Iterator[Recipe | Outline]:
     shown: list[Recipe] = []
     for recipe in stages.all_recipes(root, made, config):
-        if kind_of(recipe.product) in ("field", "lightcurve"):
+        if isinstance(recipe, Recipe) and kind_of(recipe.product) in ("field", "lightcurve"):
             shown.append(recipe)
         yield recipe
     yield from page_recipes(root, shown)

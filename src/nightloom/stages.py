@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from nightloom.config import Config, Target
-from nightloom.engine.recipe import Recipe
+from nightloom.engine.recipe import Outline, Recipe
 from nightloom.gather.differential import ensemble_recipe
 from nightloom.gather.join import field_recipe
 from nightloom.gather.lightcurve import (
@@ -16,16 +19,10 @@ from nightloom.gather.lightcurve import (
     lightcurve_product,
     lightcurve_recipe,
 )
-from nightloom.plan.recipes import Plan, PlannedFrame
-from nightloom.reduce.cube import (
-    calibrated_frame,
-    calibrated_frames,
-    cube_recipe,
-    instrument_of,
-    masters_of,
-)
-from nightloom.reduce.lights import lights_recipe
-from nightloom.reduce.masters import master_recipe
+from nightloom.plan.recipes import Plan, PlannedCube, PlannedFrame
+from nightloom.reduce.cube import calibrated_frames, cube_outline, instrument_of, masters_of
+from nightloom.reduce.lights import lights_outline
+from nightloom.reduce.masters import master_outline
 from nightloom.reduce.reference import (
     pinned_inputs,
     pinned_recipe,
@@ -33,7 +30,7 @@ from nightloom.reduce.reference import (
     reference_settings,
     spread,
 )
-from nightloom.reduce.stacks import stack_recipe
+from nightloom.reduce.stacks import stack_outline
 from nightloom.reduce.stars import plate_recipe, stars_recipe
 from nightloom.schema.cube import TARGETS
 from nightloom.store.encodings import read_arrays
@@ -41,44 +38,39 @@ from nightloom.store.ledger import Expected
 from nightloom.store.products import current, published_fingerprint
 
 
-def master_recipes(root: Path, plan: Plan, config: Config, *, flats: bool) -> list[Recipe]:
+def master_recipes(root: Path, plan: Plan, config: Config, *, flats: bool) -> Iterator[Outline]:
     """Bias and dark masters, or the flats that are made with them; only those that are used."""
-    return [
-        master_recipe(root, master, config.calibration)
+    return (
+        master_outline(root, master, config.calibration)
         for master in plan.masters
         if master.product in plan.masters_used and (master.kit.image_type == "flat") == flats
-    ]
+    )
 
 
-def lights_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
+def lights_recipes(root: Path, plan: Plan, config: Config) -> Iterator[Outline]:
     """Maps of hot pixels from the frames of a night, where the plan wants them."""
-    recipes = []
-    for cube in plan.cubes:
-        if cube.lights:
-            bare = replace(cube, choices=tuple(replace(c, lights="") for c in cube.choices))
-            masters = tuple((n, published_fingerprint(root, n)) for n in masters_of((cube,)))
-            items = calibrated_frames(root, bare, config)
-            recipes.append(lights_recipe(cube, items, masters, config))
-    return recipes
+    return (lights_outline(root, cube, config) for cube in plan.cubes if cube.lights)
 
 
 def reference_of(root: Path, plan: Plan, config: Config, field: str) -> Recipe:
     """Recipe of a field's reference: the pinned one as it is, else a new one."""
     product = f"reference/{field}"
     cubes = plan.cubes_of(field)
-    frames = (frame for cube in cubes for frame in cube.frames)
-    pinned = pinned_inputs(root, product, reference_settings(config), frames)
+    pinned = pinned_inputs(root, product, reference_settings(config), cubes)
     if pinned is not None:
         return pinned_recipe(product, pinned, config)
     # One filter only: the one with most frames, so that the stack is of one depth.
     counts = dict.fromkeys(plan.filters_of(field), 0)
     for cube in cubes:
         counts[cube.filter] += len(cube.frames)
-    main = plan.cubes_of(field, max(counts, key=lambda name: counts[name]))
-    every = [(cube, k) for cube in main for k in range(len(cube.frames))]
-    few = spread(every, config.reference.max_candidates)
-    items = tuple(calibrated_frame(root, cube, k, config) for cube, k in few)
-    sources = {cube.product: cube for cube, _ in few}.values()
+    main = max(counts, key=lambda name: counts[name])
+    picked, start = spread(range(counts[main]), config.reference.max_candidates), 0
+    sources: list[PlannedCube] = []
+    for cube in plan.cubes_of(field, main):
+        mine = [k - start for k in picked if start <= k < start + len(cube.frames)]
+        sources += [cube.some(mine)] if mine else []
+        start += len(cube.frames)
+    items = tuple(item for cube in sources for item in calibrated_frames(root, cube, config))
     masters, lights = masters_of(sources), tuple(cube.lights for cube in sources if cube.lights)
     used = tuple((name, published_fingerprint(root, name)) for name in (*masters, *lights))
     recipe = reference_recipe(product, items, config, masters=used)
@@ -87,7 +79,10 @@ def reference_of(root: Path, plan: Plan, config: Config, field: str) -> Recipe:
 
 def plate_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
     """A plate a field."""
-    return [plate_recipe(root, field, _frames_of(plan, field), config) for field in plan.fields]
+    return [
+        plate_recipe(root, field, partial(_frame_named, plan, field), config)
+        for field in plan.fields
+    ]
 
 
 def stars_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
@@ -95,15 +90,15 @@ def stars_recipes(root: Path, plan: Plan, config: Config) -> list[Recipe]:
     return [stars_recipe(root, field, config) for field in plan.fields]
 
 
-def cube_recipes(root: Path, plan: Plan, config: Config) -> Iterator[Recipe]:
-    """A cube a field, night and filter; one after the other, for each holds its frames."""
-    return (cube_recipe(root, cube, config) for cube in plan.cubes)
+def cube_recipes(root: Path, plan: Plan, config: Config) -> Iterator[Outline]:
+    """A cube a field, night and filter."""
+    return (cube_outline(root, cube, config) for cube in plan.cubes)
 
 
-def stack_recipes(root: Path, plan: Plan, config: Config) -> Iterator[Recipe]:
+def stack_recipes(root: Path, plan: Plan, config: Config) -> Iterator[Outline]:
     """A stack a field, night and filter, where they are wanted."""
     cubes = plan.cubes if config.stack.nights else ()
-    return (stack_recipe(root, cube, config) for cube in cubes)
+    return (stack_outline(root, cube, config) for cube in cubes)
 
 
 def field_recipes(root: Path, plan: Plan) -> list[Recipe]:
@@ -173,8 +168,11 @@ def _outside(target: Target, places: dict[str, tuple[int, str]]) -> str:
     return "; ".join(f"{field}: {note}" for field, (_, note) in sorted(places.items()))
 
 
-def all_recipes(root: Path, plan: Plan, config: Config) -> Iterator[Recipe]:
-    """Every product that the archive wants, inputs before what is made of them."""
+def all_recipes(root: Path, plan: Plan, config: Config) -> Iterator[Recipe | Outline]:
+    """Every product that the archive wants, inputs before what is made of them.
+
+    What holds frames is an outline: its recipe is written where it is to be made.
+    """
     yield from master_recipes(root, plan, config, flats=False)
     yield from master_recipes(root, plan, config, flats=True)
     yield from lights_recipes(root, plan, config)
@@ -188,7 +186,7 @@ def all_recipes(root: Path, plan: Plan, config: Config) -> Iterator[Recipe]:
     yield from lightcurve_recipes(root, plan, config)
 
 
-def expected_of(recipes: Iterable[Recipe], notes: dict[str, str]) -> list[Expected]:
+def expected_of(recipes: Iterable[Recipe | Outline], notes: dict[str, str]) -> list[Expected]:
     """The ledger's lines of some recipes."""
     return [
         Expected(r.product, r.fingerprint, r.needs, r.uses, notes.get(r.product, ""))
@@ -212,5 +210,8 @@ def _pairs(plan: Plan) -> list[tuple[str, str]]:
     return [(field, name) for field in plan.fields for name in plan.filters_of(field)]
 
 
-def _frames_of(plan: Plan, field: str) -> tuple[PlannedFrame, ...]:
-    return tuple(frame for cube in plan.cubes_of(field) for frame in cube.frames)
+def _frame_named(plan: Plan, field: str, path: str) -> PlannedFrame | None:
+    for cube in plan.cubes_of(field):
+        for place in np.flatnonzero(cube.frames.column("path") == path).tolist():
+            return cube.frames[place]
+    return None

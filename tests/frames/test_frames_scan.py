@@ -311,3 +311,30 @@ def test_an_archive_without_frames(tmp_path: Path) -> None:
     result = _scan(tmp_path)
     assert (len(result.frames), result.n_files) == (0, 0)
     assert tuple(result.frames.columns) == COLUMN_NAMES
+
+
+def test_slow_stats_in_threads_say_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k in range(40):
+        (tmp_path / f"n{k % 3}").mkdir(exist_ok=True)
+        (tmp_path / f"n{k % 3}" / f"{k}.fits").write_bytes(b"x" * k)
+    once = list(find_files([tmp_path], skip=tmp_path / "products"))
+    monkeypatch.setattr("nightloom.frames.walk._SLOW_STAT_S", 0.0)
+    monkeypatch.setattr("nightloom.frames.walk._STATS_A_TASK", 4)
+    assert list(find_files([tmp_path], skip=tmp_path / "products")) == once
+    assert {file.size_bytes for file in once} == set(range(40))
+
+
+def test_rows_are_found_whatever_the_order_of_the_table(
+    tmp_path: Path, write_frame: WriteFrame
+) -> None:
+    for name in ("a/1.fits", "a/2.fits", "b/1.fits", "b/3.fits"):
+        write_frame(name, [*CARDS, f"NAME    = '{name}'"])
+    config = _config(tmp_path, "a", "b")
+    first = scan(config, empty_frames()).frames
+    assert scan(config, first).frames is first  # so that it need not be written
+    shuffled = first.iloc[[2, 0, 3]].reset_index(drop=True)
+    again = scan(config, shuffled)
+    assert (again.n_read, again.n_unchanged, again.n_gone) == (1, 3, 0)
+    pd.testing.assert_frame_equal(again.frames, first)

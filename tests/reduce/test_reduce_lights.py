@@ -72,6 +72,11 @@ def test_the_map_holds_the_hot_pixels_and_nothing_else(drifting: Night) -> None:
     assert facts["n_frames"] == N_FRAMES
 
 
+def test_a_map_is_made_once(drifting: Night) -> None:
+    again = run(drifting.archive.root.parent / "nightloom.toml")
+    assert (again.n_made, again.exit_code) == (0, 0)
+
+
 def test_stars_that_cross_hot_pixels_scatter_less(drifting: Night, tmp_path: Path) -> None:
     """As little as on a detector without any."""
     without = night(tmp_path / "without", drift_px=3.1, lights_map=False)

@@ -15,13 +15,14 @@ from archives import archive_of, run, star_field, write_config, write_frame
 from nightloom import stages
 from nightloom.archive import Archive
 from nightloom.config import Config, load_config
+from nightloom.engine.recipe import Outline
 from nightloom.engine.serial import make_serial
 from nightloom.pipeline import read_frames
 from nightloom.plan.recipes import PlannedCube, make_plan
 from nightloom.reduce.bands import TILE_ROWS
 from nightloom.reduce.stacks import stack_recipe
 from nightloom.store.encodings import read_arrays
-from nightloom.store.products import require
+from nightloom.store.products import kind_of, require
 
 NY, NX, N_FRAMES = 150, 160, 9
 HIT = (75, 40)  # y, x of the fourth frame
@@ -61,6 +62,18 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
     plan = make_plan(read_frames(config.products_path), config)
     assert PRODUCT in [r.product for r in stages.all_recipes(config.products_path, plan, config)]
     return Night(archive_of(path), config, plan.cubes[0], shares)
+
+
+def test_an_outline_is_that_of_the_recipe(night: Night) -> None:
+    root = night.config.products_path
+    plan = make_plan(read_frames(root), night.config)
+    outlines = [r for r in stages.all_recipes(root, plan, night.config) if isinstance(r, Outline)]
+    assert {kind_of(r.product) for r in outlines} == {"cube", "stack"}
+    for outline in outlines:
+        recipe = outline.write()
+        assert outline == Outline(
+            recipe.product, recipe.fingerprint, recipe.needs, recipe.uses, outline.write
+        )
 
 
 def test_stars_are_as_bright_as_in_the_middle_frame(night: Night) -> None:

@@ -122,6 +122,11 @@ def test_a_night_of_nothing_is_empty_not_failed(tmp_path: Path) -> None:
     outcome = run(config)
     assert "no star" in outcome.failed["reference/Test"]
     assert outcome.exit_code == 1
+    states = archive_of(config).ledger.set_index("product")["state"]
+    assert states["reference/Test"] == "failed"
+    assert states["stars/Test"] == "blocked"
+    again = run(config)  # other frames may be there by now
+    assert "no star" in again.failed["reference/Test"]
 
 
 def test_misspelt_key_ends_with_usage(tmp_path: Path) -> None:

@@ -9,13 +9,15 @@ import pytest
 from astropy.table import Table
 
 from archives import archive_of, run
-from nightloom import pipeline
+from nightloom import pipeline, stages
 from nightloom.archive import Archive
 from nightloom.cli.recovery import recoveries
 from nightloom.config import load_config
+from nightloom.engine.recipe import Outline
 from nightloom.explain import explain
 from nightloom.plan.recipes import make_plan
 from nightloom.schema.flags import BITS
+from nightloom.store.products import kind_of
 from nightloom.synth.archive import write_archive
 from nightloom.synth.truth import SynthSpec
 
@@ -180,6 +182,20 @@ def states_with(config: Path) -> dict[str, list[str]]:
     root = loaded.products_path
     plan = make_plan(pipeline.look(loaded).frames, loaded)
     return {r.product: explain(root, r) for r in pipeline.all_recipes(root, plan, loaded)}
+
+
+def test_outlines_are_those_of_the_recipes(demo: Path) -> None:
+    config = load_config(demo)
+    root = config.products_path
+    plan = make_plan(pipeline.read_frames(root), config)
+    kinds = set()
+    for outline in stages.all_recipes(root, plan, config):
+        if isinstance(outline, Outline):
+            recipe = outline.write()
+            known = (recipe.fingerprint, recipe.needs, recipe.uses)
+            assert (outline.fingerprint, outline.needs, outline.uses) == known
+            kinds.add(kind_of(recipe.product))
+    assert {"master", "cube"} <= kinds
 
 
 def due(reasons: dict[str, list[str]]) -> set[str]:

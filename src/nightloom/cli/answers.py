@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from nightloom import __version__, pipeline, stages
+from nightloom import __version__, pipeline
 from nightloom.archive import Archive
 from nightloom.cli import show
 from nightloom.cli.recovery import recoveries
@@ -71,6 +71,11 @@ def size(text: str) -> tuple[int, int]:
     except ValueError:
         raise ConfigError(where="--size", why=f"{text!r} is not width x height") from None
     return nx, ny
+
+
+def slim(result: ScanResult) -> ScanResult:
+    """A scan's result with no more of its table than `scanned` tells: it is held all the run."""
+    return replace(result, frames=result.frames[["path", "image_type", "suspect", "reason"]])
 
 
 def scanned(result: ScanResult, *, as_json: bool) -> None:
@@ -136,7 +141,7 @@ def _nights(plan: Plan) -> pd.DataFrame:
             "night": cube.night,
             "filter": cube.filter,
             "frames": len(cube.frames),
-            "exposure_s": float(np.median([f.exposure_s for f in cube.frames])),
+            "exposure_s": float(np.median(cube.frames.column("exposure_s"))),
             "masters": "; ".join(dict.fromkeys(r for c in cube.choices for r in c.reasons)),
         }
         for cube in plan.cubes
@@ -158,7 +163,7 @@ def _masters(plan: Plan) -> pd.DataFrame:
 
 def _lacks(plan: Plan, config: Config) -> list[str]:
     """What the archive lacks, in words."""
-    frames = [frame for cube in plan.cubes for frame in cube.frames]
+    n_frames = sum(len(cube.frames) for cube in plan.cubes)
     lacks: list[str] = []
     bare = [cube for cube in plan.cubes if cube.missing]
     for name in ("bias, dark", "dark", "flat"):
@@ -170,9 +175,9 @@ def _lacks(plan: Plan, config: Config) -> list[str]:
         ("read_noise_e", "read noise", "errors come from the sky's scatter; set read_noise_e"),
         ("site_lat_deg", "site", "no airmass, BJD for the geocentre; set site_lat_deg ..."),
     ):
-        n = sum(not np.isfinite(getattr(frame, attribute)) for frame in frames)
+        n = sum(int((~np.isfinite(c.frames.column(attribute))).sum()) for c in plan.cubes)
         if n:
-            lacks.append(f"{what} for {n} of {len(frames)} frames: {then}")
+            lacks.append(f"{what} for {n} of {n_frames} frames: {then}")
     if not config.catalog.files:
         lacks.append("catalogue: targets by coordinates need a WCS in the headers")
     if not config.target:
@@ -184,9 +189,8 @@ def status(config: Config, *, as_json: bool) -> None:
     """Products by state and frames by theirs."""
     root = config.products_path
     plan = make_plan(pipeline.look(config).frames, config)
-    recipes = pipeline.all_recipes(root, plan, config)
     # As things stand now: a setting changed since the last run shows as stale.
-    ledger = ledger_of(root, stages.expected_of(recipes, stages.notes_of(plan)))
+    ledger = ledger_of(root, pipeline.expected(root, plan, config))
     frames = Archive(root).frames
     products = ledger.groupby(["kind", "state"]).size().unstack(fill_value=0)
     states = [state for state in STATES if state in products.columns]

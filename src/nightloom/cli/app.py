@@ -318,7 +318,7 @@ def _stages(
 ) -> None:  # fmt: skip
     started = time.monotonic()
     with _run(path, cluster, profile) as run:
-        scanned = pipeline.scan(run) if with_scan else None
+        scanned = answers.slim(pipeline.scan(run)) if with_scan else None
         plan = pipeline.plan(run)
         upkeep.check_disk(run, plan)
         for stage in stages:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nightloom import pipeline, stages
+from nightloom import pipeline
 from nightloom.cli import show
 from nightloom.config import Config
 from nightloom.engine.cluster import Engine
@@ -185,8 +185,7 @@ def dry_run(config: Config, *, as_json: bool) -> None:
     """
     root = config.products_path
     plan = make_plan(pipeline.look(config).frames, config)
-    recipes = pipeline.all_recipes(root, plan, config)
-    states = ledger(root, stages.expected_of(recipes, stages.notes_of(plan)))
+    states = ledger(root, pipeline.expected(root, plan, config))
     due = states[states["state"].isin(DUE)]
     lines = forecast(root, plan, due["product"], config)
     room = room_at(root)

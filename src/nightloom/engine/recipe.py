@@ -64,6 +64,25 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class Outline:
+    """What tells of a recipe whether its product is due, and nothing a frame.
+
+    write() gives the recipe itself, whose fingerprint is this one.
+    """
+
+    product: str
+    fingerprint: str
+    needs: tuple[str, ...]
+    uses: tuple[str, ...]
+    write: Callable[[], Recipe]
+
+
+def written(recipe: Recipe | Outline) -> Recipe:
+    """The recipe itself."""
+    return recipe.write() if isinstance(recipe, Outline) else recipe
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened to a product."""
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from nightloom.config import Config, Instrument
-from nightloom.errors import ConfigError, FrameError, TransientError
+from nightloom.errors import FrameError, TransientError
 from nightloom.frames.checks import CALIBRATED, check_file, check_frames, check_header
 from nightloom.frames.clock import Findings
 from nightloom.frames.fits import (
@@ -28,32 +29,13 @@ from nightloom.frames.fits import (
 from nightloom.frames.image_section import check_profile_sections, section_columns
 from nightloom.frames.instrument import standard_values, suspect_columns
 from nightloom.frames.rules import Rules, check_profiles, choose_rules
+from nightloom.frames.walk import LOOK_AGAIN, FoundFile, FoundFiles, find_files
 from nightloom.schema.frames import empty_frames, frames_from_rows
 
 Instruments = tuple[tuple[str, Instrument], ...]
 Row = dict[str, object]
 
 FILES_A_CHUNK = 500
-_NAME = re.compile(r"[^.].*\.(?:fit|fits|fts)(?:\.(?:gz|bz2|fz))?", re.IGNORECASE | re.DOTALL)
-_STAT_THREADS = 16  # on a network file system a stat is a round trip
-_STATS_A_TASK = 256
-_LOOK_AGAIN = -1  # an mtime no file has: the next scan reads it again
-
-
-@dataclass(frozen=True, slots=True)
-class FoundFile:
-    """A file by name and stat; `digest_before` where a row of the same size is known."""
-
-    root: str
-    path: str
-    size_bytes: int
-    mtime_ns: int
-    digest_before: str = ""
-    is_modified: bool = False
-
-    @property
-    def full_path(self) -> str:
-        return f"{self.root}/{self.path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,39 +76,19 @@ def scan(
     check_profile_sections(config.instrument)
     roots = [os.path.normpath(config.folder / name) for name in config.archive.frames]
     found = find_files(roots, skip=config.products_path)
-    kept, to_read = _compare(found, previous, reread=reread)
+    kept, to_read, n_known = _compare(found, previous, reread=reread)
     chunks = [to_read[i : i + FILES_A_CHUNK] for i in range(0, len(to_read), FILES_A_CHUNK)]
     read = partial(read_rows, instruments=tuple(config.instrument.items()))
     rows = [row for chunk in map_chunks(read, chunks) for row in chunk] if chunks else []
     if len(rows) != len(to_read):
         raise RuntimeError(f"{len(to_read)} files were to be read, {len(rows)} rows came back")
-    names = {(file.root, file.path) for file in found}
     return ScanResult(
         frames=_table(previous, kept, rows),
         n_files=len(found),
         n_read=len(rows),
         n_unchanged=len(kept),
-        n_gone=len(set(zip(previous["root"], previous["path"], strict=True)) - names),
+        n_gone=len(previous) - n_known,
     )
-
-
-def find_files(roots: Sequence[str | Path], *, skip: Path) -> list[FoundFile]:
-    """FITS files by name under folders or globs, sorted, each once.
-
-    `skip` and hidden folders are left out, links are followed, no folder is entered twice.
-    Raises ConfigError: a root that is not there. TransientError: a folder can't be read.
-    """
-    names: dict[str, str] = {}  # full path -> root
-    entered = {_identity(str(skip))} if skip.is_dir() else set()
-    for pattern in map(str, roots):
-        root, starts = _starts(pattern)
-        for start in starts:
-            for full_path in _walk(start, entered):
-                names.setdefault(full_path, root)
-    ordered = sorted((root, path.removeprefix(root).lstrip("/")) for path, root in names.items())
-    tasks = [ordered[i : i + _STATS_A_TASK] for i in range(0, len(ordered), _STATS_A_TASK)]
-    with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        return [file for task in pool.map(_stat, tasks) for file in task]
 
 
 def read_rows(files: Sequence[FoundFile], *, instruments: Instruments) -> list[Row]:
@@ -135,94 +97,55 @@ def read_rows(files: Sequence[FoundFile], *, instruments: Instruments) -> list[R
     return [_read_row(file, instruments, merged) for file in files]
 
 
-def _starts(pattern: str) -> tuple[str, list[str]]:
-    """The folder that paths of a root are relative to, and the folders or files to look at."""
-    if not glob.has_magic(pattern) or os.path.exists(pattern):  # noqa: PTH110
-        matches, root = [pattern], pattern
-    else:
-        matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-        parts = Path(pattern).parts
-        root = str(Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts)))
-    matches = [match for match in matches if Path(match).exists()]
-    if not matches:
-        why = "nothing is there by this name"
-        raise ConfigError(where=f"archive.frames: {pattern}", why=why, do="mend the path")
-    if root == pattern and Path(root).is_file():
-        root = str(Path(root).parent)
-    return root, matches
-
-
-def _walk(start: str, entered: set[tuple[int, int]]) -> Iterator[str]:
-    """Full paths of FITS files under a folder, or the file itself; adds to `entered`."""
-    if not Path(start).is_dir():
-        if _NAME.fullmatch(Path(start).name):
-            yield start
-        return
-    waiting = [start]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            identity = _identity(folder)
-            if identity in entered:
-                continue
-            entered.add(identity)
-            with os.scandir(folder) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
-            folders = [entry.path for entry in found if _is_folder(entry)]
-        except OSError as error:
-            why = f"the folder can't be read: {error.strerror}"
-            raise TransientError(where=folder, why=why, do="see to its permissions") from error
-        for entry in found:
-            if _NAME.fullmatch(entry.name) and entry.path not in folders:
-                yield entry.path
-        waiting.extend(reversed(folders))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return not entry.name.startswith(".") and entry.name != "lost+found" and entry.is_dir()
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    status = os.stat(folder)  # noqa: PTH116 - a Path would cost more than the call
-    return status.st_dev, status.st_ino
-
-
-def _stat(names: list[tuple[str, str]]) -> list[FoundFile]:
-    """Size and mtime; a file that is gone meanwhile, or a dead link, is left to its reading."""
-    files = []
-    for root, path in names:
-        try:
-            status = os.stat(f"{root}/{path}")  # noqa: PTH116
-            size_bytes, mtime_ns = status.st_size, status.st_mtime_ns
-        except OSError:
-            size_bytes, mtime_ns = 0, _LOOK_AGAIN
-        files.append(FoundFile(root, path, size_bytes, mtime_ns))
-    return files
-
-
 def _compare(
-    found: list[FoundFile], previous: pd.DataFrame, *, reread: bool
-) -> tuple[list[int], list[FoundFile]]:
-    """Positions of the rows of `previous` that hold still, and the files to read."""
-    names = ("root", "path", "size_bytes", "mtime_ns", "digest")
-    columns = [previous[name].tolist() for name in names]
-    known = {row[:2]: (i, *row[2:]) for i, row in enumerate(zip(*columns, strict=True))}
-    kept, to_read = [], []
-    for file in found:
-        position, size_bytes, mtime_ns, digest = known.get((file.root, file.path), (-1, -1, -1, ""))
-        same_size = position >= 0 and size_bytes == file.size_bytes
-        is_modified = mtime_ns != file.mtime_ns or mtime_ns == _LOOK_AGAIN
-        if same_size and not is_modified and not reread:
-            kept.append(position)
-        elif same_size:
-            to_read.append(replace(file, digest_before=digest, is_modified=is_modified))
+    found: FoundFiles, previous: pd.DataFrame, *, reread: bool
+) -> tuple[NDArray[np.int64], list[FoundFile], int]:
+    """Positions of the rows that hold still, the files to read, how many files have a row."""
+    position = _positions(found, previous)
+    size_bytes, mtime_ns, digest = (
+        previous[name].array.take(position, allow_fill=True, fill_value=fill)
+        for name, fill in (("size_bytes", -1), ("mtime_ns", LOOK_AGAIN), ("digest", ""))
+    )
+    same_size = np.asarray(size_bytes) == found.size_bytes
+    is_modified = np.asarray(mtime_ns) != found.mtime_ns
+    is_modified |= np.asarray(mtime_ns) == LOOK_AGAIN
+    holds = same_size & ~is_modified & (not reread)
+    to_read = []
+    for k in np.flatnonzero(~holds).tolist():
+        file = found[k]
+        if same_size[k]:
+            file = replace(file, digest_before=digest[k], is_modified=bool(is_modified[k]))
+        to_read.append(file)
+    return position[holds], to_read, int(np.count_nonzero(position >= 0))
+
+
+def _positions(found: FoundFiles, previous: pd.DataFrame) -> NDArray[np.int64]:
+    """Row of each file in the last table, -1 where it has none."""
+    path = _one_chunk(pa.array(previous["path"]))
+    root_of, roots = pd.factorize(previous["root"])
+    number_of = {root: number for number, root in enumerate(roots)}
+    positions = np.full(len(found), -1)
+    for number, (start, stop) in enumerate(itertools.pairwise(found.starts)):
+        mine = found.path.slice(start, stop - start)
+        rows = np.flatnonzero(root_of == number_of.get(found.roots[number], -2))
+        known = path if len(rows) == len(path) else path.take(pa.array(rows))
+        if known.equals(mine):  # nearly always
+            positions[start:stop] = rows
         else:
-            to_read.append(file)
-    return kept, to_read
+            places = pc.fill_null(pc.index_in(mine, value_set=known), -1).to_numpy()
+            positions[start:stop] = np.where(places >= 0, rows[places], -1) if len(rows) else -1
+    return positions
 
 
-def _table(previous: pd.DataFrame, kept: list[int], rows: list[Row]) -> pd.DataFrame:
-    parts = [previous.iloc[kept]] if kept else []
+def _one_chunk(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+    whole = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    return whole.cast(pa.large_string())
+
+
+def _table(previous: pd.DataFrame, kept: NDArray[np.int64], rows: list[Row]) -> pd.DataFrame:
+    if not rows and len(kept) == len(previous):
+        return previous
+    parts = [previous.iloc[kept]] if len(kept) else []
     if rows:
         parts.append(check_frames(frames_from_rows(rows)))
     if not parts:
@@ -246,7 +169,7 @@ def _read_row(
         findings.append(("unreadable", error.why))
     except TransientError as error:
         findings.append(("unreadable", f"{error.why}: the next scan tries again"))
-        row["mtime_ns"] = _LOOK_AGAIN
+        row["mtime_ns"] = LOOK_AGAIN
     return row | suspect_columns(findings)
 
 

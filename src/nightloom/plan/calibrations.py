@@ -6,45 +6,36 @@ and what decides between several (nearest night, then more frames, then name).
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from nightloom.config import CalibrationSection
 from nightloom.plan.fields import slug
+from nightloom.plan.shelves import (
+    SECTIONS,
+    SHARED,
+    Kit,
+    Shelf,
+    Shelves,
+    Wanted,
+    day_of,
+    shelves_of,
+)
 from nightloom.schema.frames import QUARANTINE
 from nightloom.store.fingerprint import digest_of_bytes
 
-SAME_EXPOSURE = 0.01  # relative
-SECTIONS = ("overscan_section", "data_section")
-SHARED = ("instrument", "ny", "nx", "binning", "read_mode", *SECTIONS)
 GROUPED_BY = {
     "bias": (*SHARED, "night"),
     "dark": (*SHARED, "night", "exposure_s"),
     "flat": (*SHARED, "night", "filter"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Kit:
-    """A master to be: what all its frames share, and which rows of the frame table they are."""
-
-    product: str
-    image_type: str
-    instrument: str
-    ny: int
-    nx: int
-    binning: int
-    read_mode: str
-    night: str
-    exposure_s: float
-    filter: str
-    ccd_temp_c: float
-    rows: tuple[int, ...]
-    overscan_section: str = ""
-    data_section: str = ""
+_OF_KITS = (*SHARED, "night", "filter", "exposure_s", "ccd_temp_c")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,39 +61,51 @@ class Choice:
         return tuple(lacking)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the frames to be calibrated are like."""
-
-    instrument: str
-    ny: int
-    nx: int
-    binning: int
-    read_mode: str
-    night: str
-    exposure_s: float
-    filter: str
-    ccd_temp_c: float
-    overscan_section: str = ""
-    data_section: str = ""
-
-
 def kits(frames: pd.DataFrame) -> tuple[Kit, ...]:
-    """Every master that the archive's calibration frames can make, in order of product."""
+    """Every master that the archive's calibration frames can make, in order of product.
+
+    frames: rows are named by their position.
+    """
     found: list[Kit] = []
-    usable = frames[(frames["suspect"] & QUARANTINE == 0) & (frames["night"] != "")]
+    usable = (frames["suspect"] & QUARANTINE == 0) & (frames["night"] != "")
     for image_type, keys in GROUPED_BY.items():
-        of_type = usable[usable["image_type"] == image_type]
-        for _, group in of_type.groupby(list(keys), sort=True, dropna=False):
-            found.append(_kit(image_type, group))
+        wanted = (frames["image_type"] == image_type) & usable
+        of_type = frames.loc[wanted, [*_OF_KITS, "jd_utc", "path"]]
+        order, starts = in_groups(of_type, keys)
+        rows = of_type.index.to_numpy()[order].tolist()
+        columns = {
+            name: of_type[name].to_numpy(dtype=object if of_type[name].dtype == "str" else None)
+            for name in _OF_KITS
+        }
+        for start, stop in itertools.pairwise([*starts.tolist(), len(rows)]):
+            group = {name: values[order[start:stop]] for name, values in columns.items()}
+            found.append(_kit(image_type, group, tuple(rows[start:stop])))
     return tuple(sorted(found, key=lambda kit: kit.product))
 
 
-def _kit(image_type: str, group: pd.DataFrame) -> Kit:
-    first = group.iloc[0]
+def in_groups(
+    frames: pd.DataFrame, keys: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows in order of some columns, in each group in order of time, then path; where groups start.
+
+    Returns positions, as many as rows, and of these the first of each group.
+    """
+    codes = [pd.factorize(frames[name], sort=True, use_na_sentinel=False)[0] for name in keys]
+    jd = frames["jd_utc"].to_numpy()
+    order = np.lexsort((jd, *reversed(codes)))
+    starts = np.zeros(len(frames), dtype=np.bool_)
+    for code in codes:
+        starts |= np.diff(code[order], prepend=-1) != 0
+    if np.any(~starts[1:] & (np.diff(jd[order]) == 0)):  # ties are rare, and text is slow
+        order = np.lexsort((pd.factorize(frames["path"], sort=True)[0], jd, *reversed(codes)))
+    return order, np.flatnonzero(starts)
+
+
+def _kit(image_type: str, group: dict[str, NDArray[Any]], rows: tuple[int, ...]) -> Kit:
+    first = {name: values[0] for name, values in group.items()}
     name = f"{first['instrument']}-{first['nx']}x{first['ny']}-bin{first['binning']}"
     parts = [name, _sections_slug(first), slug(first["read_mode"]), first["night"]]
-    exposure_s = float(group["exposure_s"].median())
+    exposure_s = _median(group["exposure_s"])
     if image_type == "dark":
         parts.append(f"{exposure_s:g}s")
     if image_type == "flat":
@@ -118,14 +121,19 @@ def _kit(image_type: str, group: pd.DataFrame) -> Kit:
         night=first["night"],
         exposure_s=exposure_s,
         filter=first["filter"] if image_type == "flat" else "",
-        ccd_temp_c=float(group["ccd_temp_c"].median()),
-        rows=tuple(int(i) for i in group.sort_values(["jd_utc", "path"]).index),
+        ccd_temp_c=_median(group["ccd_temp_c"]),
+        rows=rows,
         overscan_section=first["overscan_section"],
         data_section=first["data_section"],
     )
 
 
-def _sections_slug(row: pd.Series) -> str:
+def _median(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else float("nan")
+
+
+def _sections_slug(row: Mapping[str, Any]) -> str:
     """What parts the masters of frames that are trimmed in different ways; mostly empty."""
     texts = [row[name] for name in SECTIONS]
     return f"trim{digest_of_bytes(' '.join(texts).encode())[:6]}" if any(texts) else ""
@@ -148,14 +156,17 @@ def wanted_of(row: pd.Series) -> Wanted:
     )
 
 
-def choose(wanted: Wanted, available: tuple[Kit, ...], settings: CalibrationSection) -> Choice:
+def choose(
+    wanted: Wanted, available: Sequence[Kit] | Shelves, settings: CalibrationSection
+) -> Choice:
     """Bias, dark and flat for frames of one night, exposure and filter."""
-    bias, why_bias = _nearest(wanted, available, "bias", settings.max_days_bias, settings)
-    darks = [kit for kit in available if kit.image_type == "dark"]
-    equal = tuple(kit for kit in darks if _same_exposure(kit.exposure_s, wanted.exposure_s))
-    dark, why_dark = _nearest(wanted, equal, "dark", settings.max_days_dark, settings)
-    if dark is None and darks:
-        other, why_other = _nearest(wanted, tuple(darks), "dark", settings.max_days_dark, settings)
+    shelves = available if isinstance(available, dict) else shelves_of(available)
+    biases, darks, flats = (shelves[name] for name in ("bias", "dark", "flat"))
+    bias, why_bias = _nearest(wanted, biases, settings.max_days_bias, settings)
+    equal = darks.same_exposure(wanted.exposure_s)
+    dark, why_dark = _nearest(wanted, equal, settings.max_days_dark, settings)
+    if dark is None and darks.kits:
+        other, why_other = _nearest(wanted, darks, settings.max_days_dark, settings)
         if other is None:
             why_dark = why_other
         elif bias is None:
@@ -165,10 +176,8 @@ def choose(wanted: Wanted, available: tuple[Kit, ...], settings: CalibrationSect
         else:
             dark = other
             why_dark = f"{why_other}, scaled from {other.exposure_s:g} to {wanted.exposure_s:g} s"
-    flats = tuple(
-        kit for kit in available if kit.image_type == "flat" and kit.filter == wanted.filter
-    )
-    flat, why_flat = _nearest(wanted, flats, "flat", settings.max_days_flat, settings)
+    same_filter = flats.same_filter(wanted.filter)
+    flat, why_flat = _nearest(wanted, same_filter, settings.max_days_flat, settings)
     return Choice(
         bias="" if bias is None else bias.product,
         dark="" if dark is None else dark.product,
@@ -178,50 +187,26 @@ def choose(wanted: Wanted, available: tuple[Kit, ...], settings: CalibrationSect
 
 
 def _nearest(
-    wanted: Wanted,
-    available: tuple[Kit, ...],
-    image_type: str,
-    max_days: int,
-    settings: CalibrationSection,
+    wanted: Wanted, shelf: Shelf, max_days: int, settings: CalibrationSection
 ) -> tuple[Kit | None, str]:
     """The valid master of the nearest night, and why it or why none."""
-    of_type = [kit for kit in available if kit.image_type == image_type]
-    fitting = [kit for kit in of_type if _same_camera(kit, wanted)]
-    warm = [kit for kit in fitting if not _temp_fits(kit, wanted, settings)]
-    near = [
-        kit for kit in fitting if kit not in warm and _days(kit.night, wanted.night) <= max_days
-    ]
-    if near:
-        best = min(near, key=lambda k: (_days(k.night, wanted.night), -len(k.rows), k.product))
-        days = _days(best.night, wanted.night)
-        when = "of the night" if days == 0 else f"of {best.night}, {days} d away"
-        return best, f"{image_type} {when} ({len(best.rows)} frames)"
-    if not of_type:
-        return None, f"no {image_type} that fits in the archive"
-    if not fitting:
+    name = shelf.image_type
+    if not len(shelf.places):
+        return None, f"no {name} that fits in the archive"
+    day = day_of(wanted.night)
+    within = shelf.between(day - max_days, day + max_days)
+    near = within[shelf.fits(within, wanted, settings)]
+    if len(near):
+        apart = np.abs(shelf.day[near] - day)
+        days = int(apart.min())
+        nearest = [shelf.kits[k] for k in near[apart == days].tolist()]
+        kit = min(nearest, key=lambda kit: (-len(kit.rows), kit.product))
+        when = "of the night" if days == 0 else f"of {kit.night}, {days} d away"
+        return kit, f"{name} {when} ({len(kit.rows)} frames)"
+    if not shelf.has_camera(wanted):
         unlike = "of another camera, shape, read mode or overscan"
-        return None, f"no {image_type}: {len(of_type)} {unlike}"
-    if len(warm) == len(fitting):
+        return None, f"no {name}: {len(shelf.places)} {unlike}"
+    if not shelf.fits(shelf.places, wanted, settings).any():
         limit = settings.max_temp_difference_c
-        return None, f"no {image_type}: detector temperature differs by over {limit:g} C"
-    return None, f"no {image_type} within {max_days} d"
-
-
-def _same_camera(kit: Kit, wanted: Wanted) -> bool:
-    return all(getattr(kit, key) == getattr(wanted, key) for key in SHARED)
-
-
-def _temp_fits(kit: Kit, wanted: Wanted, settings: CalibrationSection) -> bool:
-    # A flat does not depend on the temperature as a dark does.
-    if kit.image_type == "flat":
-        return True
-    difference = abs(kit.ccd_temp_c - wanted.ccd_temp_c)
-    return not np.isfinite(difference) or difference <= settings.max_temp_difference_c
-
-
-def _same_exposure(one_s: float, other_s: float) -> bool:
-    return abs(one_s - other_s) <= SAME_EXPOSURE * max(one_s, other_s)
-
-
-def _days(night: str, other: str) -> int:
-    return abs((date.fromisoformat(night) - date.fromisoformat(other)).days)
+        return None, f"no {name}: detector temperature differs by over {limit:g} C"
+    return None, f"no {name} within {max_days} d"

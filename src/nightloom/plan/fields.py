@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 
@@ -28,25 +29,33 @@ def assign_fields(frames: pd.DataFrame) -> pd.Series:
     The id is the slug of OBJECT; where the same OBJECT was taken with another camera, shape or
     pointing, a number follows, in order of the first exposure.
     """
-    fields = pd.Series("", index=frames.index, dtype="str")
     usable = (frames["image_type"] == "science") & (frames["suspect"] & QUARANTINE == 0)
-    science = frames[usable]
-    named = {text: slug(text) or "unnamed" for text in science["object"].unique()}
-    names = science["object"].map(named)
-    for name, of_object in science.groupby(names, sort=True):
-        groups = [
-            part
-            for _, same in of_object.groupby(["instrument", "ny", "nx", "binning"], sort=True)
-            for part in _pointings(same)
-        ]
-        groups.sort(key=lambda part: float(part["jd_utc"].min()))
+    rows = np.flatnonzero(usable)
+    objects, texts = pd.factorize(frames["object"].iloc[rows])
+    names, name_of = np.unique([slug(text) or "unnamed" for text in texts], return_inverse=True)
+    like = frames[["instrument", "ny", "nx", "binning"]].iloc[rows]
+    like["name"] = name_of[objects] if len(rows) else 0
+    group = like.groupby(["name", "instrument", "ny", "nx", "binning"], sort=True).ngroup()
+    order = np.argsort(group.to_numpy(), kind="stable")
+    starts = np.flatnonzero(np.diff(group.to_numpy()[order], prepend=-1))
+    where = frames[["ra_deg", "dec_deg", "ny", "nx", "pixel_scale_arcsec"]]
+    parts: dict[int, list[NDArray[np.int64]]] = {}
+    for start, stop in itertools.pairwise([*starts.tolist(), len(rows)]):
+        mine = rows[order[start:stop]]
+        name = int(like["name"].iloc[order[start]])
+        parts.setdefault(name, []).extend(mine[part] for part in _pointings(where.iloc[mine]))
+    jd = frames["jd_utc"].to_numpy()
+    ids, field_of = [""], np.zeros(len(frames), dtype=np.int32)
+    for name, groups in parts.items():
+        groups.sort(key=lambda part: float(np.min(jd[part])))
         for number, part in enumerate(groups):
-            fields[part.index] = str(name) if number == 0 else f"{name}-{number + 1}"
-    return fields
+            field_of[part] = len(ids)
+            ids.append(str(names[name]) if number == 0 else f"{names[name]}-{number + 1}")
+    return pd.Series(np.array(ids, dtype=object)[field_of], index=frames.index, dtype="str")
 
 
-def _pointings(frames: pd.DataFrame) -> list[pd.DataFrame]:
-    """Frames parted where their pointings are further apart than half a frame."""
+def _pointings(frames: pd.DataFrame) -> list[NDArray[np.int64]]:
+    """Positions of frames parted where their pointings are further apart than half a frame."""
     ra, dec = frames["ra_deg"].to_numpy(), frames["dec_deg"].to_numpy()
     label = np.full(len(frames), -1)
     reach = _reach_deg(frames)
@@ -64,11 +73,11 @@ def _pointings(frames: pd.DataFrame) -> list[pd.DataFrame]:
         label[near] = number
     counts = pd.Series(label[label >= 0]).value_counts()
     if counts.empty:
-        return [frames]
+        return [np.arange(len(frames))]
     large = [int(k) for k in counts.index if counts[k] >= MIN_FIELD_FRAMES]
     main = int(counts.index[0])
     label = np.where(np.isin(label, large or [main]), label, main)
-    return [frames[label == k] for k in sorted(set(label.tolist()))]
+    return [np.flatnonzero(label == k) for k in sorted(set(label.tolist()))]
 
 
 def _middle(

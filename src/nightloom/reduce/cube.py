@@ -12,10 +12,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from nightloom.config import Config, Instrument, PhotometrySection
-from nightloom.engine.recipe import Made, Recipe
+from nightloom.engine.recipe import Made, Outline, Recipe
 from nightloom.errors import ProductError
 from nightloom.plan.calibrations import Choice
-from nightloom.plan.recipes import PlannedCube
+from nightloom.plan.recipes import PlannedCube, PlannedFrame, inputs_of, numbers_of
 from nightloom.reduce.detection import CalibratedFrame
 from nightloom.reduce.masters import MasterPaths
 from nightloom.reduce.measure import Row, StarList, lost_row, measure_frame, star_list
@@ -31,6 +31,7 @@ from nightloom.store.encodings import (
     write_rows,
     write_whole,
 )
+from nightloom.store.fingerprint import fingerprint as fingerprint_of
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
@@ -93,19 +94,13 @@ def cube_settings(config: Config, instrument: Instrument) -> CubeSettings:
 
 def calibrated_frames(root: Path, cube: PlannedCube, config: Config) -> tuple[CalibratedFrame, ...]:
     """The frames of a cube with the paths of their masters, as far as these are published."""
-    paths = {choice: paths_of(root, choice) for choice in dict.fromkeys(cube.choices)}
-    profiles = {f.instrument: instrument_of(config, f.instrument) for f in cube.frames}
+    paths = [paths_of(root, choice) for choice in cube.choices]
+    names = dict.fromkeys(cube.frames.column("instrument"))
+    profiles = {name: instrument_of(config, name) for name in names}
     return tuple(
         CalibratedFrame(frame, paths[choice], profiles[frame.instrument])
-        for frame, choice in zip(cube.frames, cube.choices, strict=True)
+        for frame, choice in zip(cube.frames, cube.choice_of.tolist(), strict=True)
     )
-
-
-def calibrated_frame(root: Path, cube: PlannedCube, k: int, config: Config) -> CalibratedFrame:
-    """One frame of a cube with the paths of its masters, as far as these are published."""
-    frame = cube.frames[k]
-    paths = paths_of(root, cube.choices[k])
-    return CalibratedFrame(frame, paths, instrument_of(config, frame.instrument))
 
 
 @lru_cache(maxsize=4096)
@@ -123,7 +118,7 @@ def paths_of(root: Path, choice: Choice) -> MasterPaths:
 
 
 def masters_of(cubes: Iterable[PlannedCube]) -> tuple[str, ...]:
-    """Every bias, dark and flat that some cubes use."""
+    """Every bias, dark and flat that some cubes use, in order of name."""
     names = {name for cube in cubes for c in cube.choices for name in (c.bias, c.dark, c.flat)}
     return tuple(sorted(names - {""}))
 
@@ -133,33 +128,58 @@ def instrument_of(config: Config, instrument: str) -> Instrument:
     return config.instrument.get(instrument, _NO_PROFILE)
 
 
+def cube_outline(root: Path, cube: PlannedCube, config: Config) -> Outline:
+    """Outline of the recipe of a cube."""
+    needs, uses = _needs_of(cube)
+    fingerprint = fingerprint_of(
+        inputs=_products_in(root, cube),
+        settings=cube_settings(config, _profile_of(cube, config)),
+        version=CUBE_VERSION,
+        kind="cube",
+        begun=cube.frames.begun,
+    )
+    return Outline(cube.product, fingerprint, needs, uses, partial(cube_recipe, root, cube, config))
+
+
+def _products_in(root: Path, cube: PlannedCube) -> tuple[tuple[str, str], ...]:
+    """Inputs of a cube that are products themselves."""
+    names = (*masters_of((cube,)), *((cube.lights,) if cube.lights else ()))
+    positions = positions_of(root, cube.field)
+    inputs = tuple((name, published_fingerprint(root, name)) for name in names)
+    return inputs if positions is None else (*inputs, positions)
+
+
+def _needs_of(cube: PlannedCube) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a cube can't be made without, and what it does without."""
+    needs = (*masters_of((cube,)), f"stars/{cube.field}")
+    return needs, (cube.lights,) if cube.lights else ()
+
+
+def _profile_of(cube: PlannedCube, config: Config) -> Instrument:
+    return instrument_of(config, cube.frames.column("instrument")[0])
+
+
 def cube_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:
     """Recipe of a cube; the field's star list must be published to make it."""
     items = calibrated_frames(root, cube, config)
-    masters = masters_of((cube,))
-    positions = positions_of(root, cube.field)
-    inputs = tuple(part for item in items for part in item.frame.inputs)
-    inputs += tuple(item.frame.numbers for item in items)
-    inputs += tuple((name, published_fingerprint(root, name)) for name in masters)
-    if cube.lights:
-        inputs += ((cube.lights, published_fingerprint(root, cube.lights)),)
-    inputs += () if positions is None else (positions,)
+    inputs = (*inputs_of(cube.frames), *numbers_of(cube.frames), *_products_in(root, cube))
     settings = cube_settings(config, items[0].instrument)
-    pixels = cube.frames[0].ny * cube.frames[0].nx
+    first = items[0].frame
+    needs, uses = _needs_of(cube)
     recipe = Recipe(
         product=cube.product,
         inputs=inputs,
         settings=settings,
         version=CUBE_VERSION,
         job=None,
-        needs=(*masters, f"stars/{cube.field}"),
-        uses=(cube.lights,) if cube.lights else (),
+        needs=needs,
+        uses=uses,
         items=items,
         step=measure_frames,
         pack=pack_rows,
         finish=finish_cube,
         lost=lost_frame,
-        chunk_items=max(1, round(PIXELS_A_SECOND / pixels)),
+        chunk_items=max(1, round(PIXELS_A_SECOND / (first.ny * first.nx))),
     )
     stars = current(root, f"stars/{cube.field}")
     if stars is None:
@@ -175,9 +195,9 @@ def cube_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:
         "field": cube.field,
         "night": cube.night,
         "filter": cube.filter,
-        "instrument": cube.frames[0].instrument,
-        "site": list(site_of(cube)),
-        "shape": [cube.frames[0].ny, cube.frames[0].nx],
+        "instrument": first.instrument,
+        "site": list(site_of(first)),
+        "shape": [first.ny, first.nx],
     }
     n_stars = len(_stars(stars).x_px)
     n_apertures = len(config.photometry.aperture_kinds)
@@ -198,9 +218,8 @@ def _stars(path: Path) -> StarList:
     return star_list(path)
 
 
-def site_of(cube: PlannedCube) -> tuple[float | None, float | None, float | None]:
+def site_of(frame: PlannedFrame) -> tuple[float | None, float | None, float | None]:
     """Latitude, longitude (deg) and height (m) of the site, None where unknown."""
-    frame = cube.frames[0]
     values = (frame.site_lat_deg, frame.site_lon_deg, frame.site_height_m)
     lat, lon, height = (value if np.isfinite(value) else None for value in values)
     return lat, lon, height

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nightloom.config import Config, PhotometrySection
-from nightloom.engine.recipe import Made, Recipe
+from nightloom.engine.recipe import Made, Outline, Recipe
 from nightloom.errors import FrameError
 from nightloom.image import align as alignment
 from nightloom.image.align import Alignment
@@ -32,7 +33,8 @@ from nightloom.image.excess import (
     sky_noise,
     steady_excess,
 )
-from nightloom.plan.recipes import PlannedCube, PlannedFrame
+from nightloom.plan.recipes import Inputs, PlannedCube, PlannedFrame, inputs_of, said_of
+from nightloom.reduce.cube import calibrated_frames, masters_of
 from nightloom.reduce.detection import (
     ALIGN_STARS,
     START_FWHM_PX,
@@ -47,6 +49,8 @@ from nightloom.reduce.pixels import pixels_of
 from nightloom.reduce.reference import spread
 from nightloom.schema.cube import MASTER
 from nightloom.store.encodings import write_store
+from nightloom.store.fingerprint import fingerprint as fingerprint_of
+from nightloom.store.products import published_fingerprint
 from nightloom.store.provenance import provenance
 
 LIGHTS_VERSION = 2
@@ -62,6 +66,7 @@ LEAST_USED = 0.5  # of the frames must agree on a pixel
 GAIN_ERROR = 0.3  # relative, half of it in the photon noise; a gain less certain is none
 FAR_FRAMES = 2  # apart, beside neighbours: how far the gain depends on it is its error
 CLIP_SIGMA = 3.0
+_SHARED = ("exposure_s", "overscan_section", "data_section")  # by the frames of a map
 
 log = logging.getLogger("nightloom")
 Rows = tuple[int, int]
@@ -108,16 +113,39 @@ class Drift:
     reason: str
 
 
-def lights_recipe(
-    cube: PlannedCube, frames: tuple[CalibratedFrame, ...], masters: tuple[tuple[str, str], ...],
-    config: Config,
-) -> Recipe:  # fmt: skip
-    """Recipe of the map of a cube's night; `masters` with their fingerprints."""
-    product = cube.lights
-    common = Counter(_alike(item) for item in frames).most_common(1)[0][0]
-    chosen = spread([item for item in frames if _alike(item) == common], MOST_FRAMES)
-    inputs = tuple(part for item in chosen for part in item.frame.inputs)
-    inputs += tuple(item.frame.said(*LEVELS) for item in chosen) + masters
+def lights_outline(root: Path, cube: PlannedCube, config: Config) -> Outline:
+    """Outline of the recipe of the map of a cube's night."""
+    masters = _masters_in(root, cube)
+    fingerprint = fingerprint_of(
+        inputs=(*_of_frames(_seen(cube).frames), *masters), settings=None, version=LIGHTS_VERSION,
+        kind="lights",
+    )  # fmt: skip
+    needs, write = tuple(name for name, _ in masters), partial(lights_recipe, root, cube, config)
+    return Outline(cube.lights, fingerprint, needs, (), write)
+
+
+def _of_frames(frames: Sequence[PlannedFrame]) -> Inputs:
+    return inputs_of(frames) + said_of(frames, *LEVELS)
+
+
+def _masters_in(root: Path, cube: PlannedCube) -> tuple[tuple[str, str], ...]:
+    return tuple((name, published_fingerprint(root, name)) for name in masters_of((cube,)))
+
+
+def _seen(cube: PlannedCube) -> PlannedCube:
+    """The cube with the frames that its map is made of, and before there is a map."""
+    columns = (cube.frames.column(name).tolist() for name in _SHARED)
+    alike = list(zip(*columns, strict=True))
+    common = Counter(alike).most_common(1)[0][0]
+    few = spread([k for k, values in enumerate(alike) if values == common], MOST_FRAMES)
+    return replace(cube.some(few), choices=tuple(replace(c, lights="") for c in cube.choices))
+
+
+def lights_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:
+    """Recipe of the map of a cube's night."""
+    product, seen, masters = cube.lights, _seen(cube), _masters_in(root, cube)
+    chosen = calibrated_frames(root, seen, config)
+    inputs = (*_of_frames(seen.frames), *masters)
     first = chosen[0].frame
     rows = BAND_BYTES // (4 * first.nx * len(chosen))
     rows, data = max(1, min(rows, MOST_ROWS, first.ny)), data_of(first)
@@ -133,12 +161,6 @@ def lights_recipe(
     )  # fmt: skip
     job = LightsJob(first.root, product, recipe.fingerprint, chosen, config.photometry, attributes)
     return replace(recipe, job=job)
-
-
-def _alike(item: CalibratedFrame) -> tuple[float, str, str]:
-    """What the frames of a map share."""
-    frame = item.frame
-    return frame.exposure_s, frame.overscan_section, frame.data_section
 
 
 @lru_cache(maxsize=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from nightloom.config import CalibrationSection
-from nightloom.engine.recipe import Made, Recipe
+from nightloom.engine.recipe import Made, Outline, Recipe
 from nightloom.errors import ProductError
 from nightloom.frames.fits import pixel_dtype, read_pixels
 from nightloom.image.calibrate import MASK_BAD, bad_from_dark, bad_from_flat, pair_gain
 from nightloom.image.combine import combine, median_variance
-from nightloom.plan.recipes import PlannedFrame, PlannedMaster
+from nightloom.plan.recipes import Inputs, PlannedFrame, PlannedMaster, inputs_of, said_of
 from nightloom.reduce.overscan import data_of, less_overscan
 from nightloom.reduce.sections import RowStack, Source, levelled, located, sections
 from nightloom.schema.cube import MASTER
 from nightloom.store.encodings import read_arrays, read_attributes, write_store
+from nightloom.store.fingerprint import fingerprint as fingerprint_of
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
@@ -110,16 +111,34 @@ class MasterJob:
     attributes: dict[str, Any]
 
 
+def master_outline(root: Path, master: PlannedMaster, settings: CalibrationSection) -> Outline:
+    """Outline of the recipe of a master."""
+    upstream = _upstream(root, master)
+    fingerprint = fingerprint_of(
+        inputs=(*_of_frames(master.frames), *upstream),
+        settings=MasterSettings(combine=settings.combine), version=MASTER_VERSION, kind="master",
+    )  # fmt: skip
+    needs, write = tuple(dict(upstream)), partial(master_recipe, root, master, settings)
+    return Outline(master.product, fingerprint, needs, (), write)
+
+
+def _of_frames(frames: Sequence[PlannedFrame]) -> Inputs:
+    return inputs_of(frames) + said_of(frames, *LEVELS)
+
+
+def _upstream(root: Path, master: PlannedMaster) -> tuple[tuple[str, str], ...]:
+    names = [name for name in (master.choice.bias, master.choice.dark) if name]
+    return tuple((name, published_fingerprint(root, name)) for name in names)
+
+
 def master_recipe(root: Path, master: PlannedMaster, settings: CalibrationSection) -> Recipe:
     """Recipe of a master; the masters that it needs must be published."""
-    upstream = [name for name in (master.choice.bias, master.choice.dark) if name]
-    inputs = tuple(part for frame in master.frames for part in frame.inputs)
-    inputs += tuple(frame.said(*LEVELS) for frame in master.frames)
-    inputs += tuple((name, published_fingerprint(root, name)) for name in upstream)
+    upstream = _upstream(root, master)
+    inputs = (*_of_frames(master.frames), *upstream)
     chosen = MasterSettings(combine=settings.combine)
     recipe = Recipe(
         master.product, inputs, chosen, MASTER_VERSION, job=None, finish=make_master,
-        needs=tuple(upstream),
+        needs=tuple(dict(upstream)),
     )  # fmt: skip
     attributes = provenance(
         master.product,
@@ -132,7 +151,8 @@ def master_recipe(root: Path, master: PlannedMaster, settings: CalibrationSectio
         bias=current(root, master.choice.bias) if master.choice.bias else None,
         dark=current(root, master.choice.dark) if master.choice.dark else None,
     )
-    job = MasterJob(master.kit.image_type, master.product, master.frames, paths, chosen, attributes)
+    frames = tuple(master.frames)
+    job = MasterJob(master.kit.image_type, master.product, frames, paths, chosen, attributes)
     return replace(recipe, job=job)
 
 

@@ -31,7 +31,7 @@ def digest_of_weights(path: str) -> str:
     if not path:
         return ""
     try:
-        return digest_of_file(Path(path))
+        return _digest(path, Path(path).stat().st_mtime_ns)
     except OSError as error:
         raise ConfigError(where=_WHERE, why=f"{path}: {error.strerror}") from None
 
@@ -39,3 +39,9 @@ def digest_of_weights(path: str) -> str:
 @lru_cache(maxsize=2)
 def _network(path: str, _modified_ns: int) -> Network:
     return load_weights(Path(path))
+
+
+@lru_cache(maxsize=2)
+def _digest(path: str, _modified_ns: int) -> str:
+    # The settings of each cube ask for it.
+    return digest_of_file(Path(path))

@@ -7,7 +7,7 @@ looked at again as a whole.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from nightloom.config import Config
-from nightloom.engine.recipe import Made, Recipe
-from nightloom.plan.recipes import PlannedCube
+from nightloom.engine.recipe import Made, Outline, Recipe
+from nightloom.plan.recipes import PlannedCube, inputs_of
 from nightloom.reduce.bands import (
     BAND_TILES,
     Placement,
@@ -31,6 +31,7 @@ from nightloom.reduce.detection import CalibratedFrame
 from nightloom.schema.cube import STACK
 from nightloom.schema.flags import BITS
 from nightloom.store.encodings import read_arrays, write_store
+from nightloom.store.fingerprint import fingerprint as fingerprint_of
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
@@ -70,20 +71,41 @@ def stack_product(cube: str) -> str:
     return cube.replace("cube/", "stack/", 1)
 
 
+def stack_outline(root: Path, cube: PlannedCube, config: Config) -> Outline:
+    """Outline of the recipe of the stack of a night."""
+    product = stack_product(cube.product)
+    fingerprint = fingerprint_of(
+        inputs=_products_in(root, cube),
+        settings=StackSettings(trim_px=config.calibration.trim_px),
+        version=STACK_VERSION,
+        kind="stack",
+        begun=cube.frames.begun_with_files,
+    )
+    write = partial(stack_recipe, root, cube, config)
+    return Outline(product, fingerprint, _needs_of(cube), (), write)
+
+
+def _products_in(root: Path, cube: PlannedCube) -> tuple[tuple[str, str], ...]:
+    # The cube's fingerprint covers the masters and the star list.
+    return ((cube.product, published_fingerprint(root, cube.product)),)
+
+
+def _needs_of(cube: PlannedCube) -> tuple[str, ...]:
+    return (*masters_of((cube,)), f"stars/{cube.field}", cube.product)
+
+
 def stack_recipe(
     root: Path, cube: PlannedCube, config: Config, *, band_tiles: int = BAND_TILES
 ) -> Recipe:
     """Recipe of the stack of a night; its cube must be published to make it."""
     product, stars = stack_product(cube.product), f"stars/{cube.field}"
     items = calibrated_frames(root, cube, config)
-    inputs = tuple(part for item in items for part in item.frame.inputs)
-    # The cube's fingerprint covers the masters and the star list.
-    inputs += ((cube.product, published_fingerprint(root, cube.product)),)
+    inputs = (*inputs_of(cube.frames), *_products_in(root, cube))
     settings = StackSettings(trim_px=config.calibration.trim_px)
     recipe = Recipe(
         product, inputs, settings, STACK_VERSION, job=None,
-        needs=(*masters_of((cube,)), stars, cube.product),
-        items=bands_of(cube.frames[0].ny, tiles=band_tiles),
+        needs=_needs_of(cube),
+        items=bands_of(items[0].frame.ny, tiles=band_tiles),
         step=stack_bands, pack=keep_band, finish=make_stack, shard_items=1, chunk_items=1,
     )  # fmt: skip
     paths = current(root, cube.product), current(root, stars)

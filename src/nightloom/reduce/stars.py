@@ -8,6 +8,7 @@ catalogue, or a new target that is a known star, makes no cube again.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -76,9 +77,12 @@ class StarsJob:
 
 
 def plate_recipe(
-    root: Path, field: str, frames: tuple[PlannedFrame, ...], config: Config
+    root: Path, field: str, frame_named: Callable[[str], PlannedFrame | None], config: Config
 ) -> Recipe:
-    """Recipe of a field's plate; its reference must be published."""
+    """Recipe of a field's plate; its reference must be published.
+
+    frame_named: the field's frame of this path, None where it is gone.
+    """
     reference = f"reference/{field}"
     path = current(root, reference)
     settings = PlateSettings(tolerance_arcsec=config.reference.plate_tolerance_arcsec)
@@ -97,8 +101,7 @@ def plate_recipe(
     )  # fmt: skip
     if path is None:
         return recipe
-    grid_path = read_attributes(path)["grid_of"]
-    grid = next((frame for frame in frames if frame.path == grid_path), None)
+    grid = frame_named(read_attributes(path)["grid_of"])
     return replace(recipe, job=PlateJob(product, path, grid, catalogues, settings, attributes))
 
 

@@ -6,20 +6,36 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 DIGEST_BYTES = 10
+_HEAD = '{"inputs":['
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A hash that has taken in the first inputs of a fingerprint."""
+
+    hasher: hashlib.blake2b
+    is_empty: bool
 
 
 def fingerprint(
-    *, inputs: Sequence[tuple[str, str]], settings: BaseModel | None, version: int, kind: str
+    *,
+    inputs: Sequence[tuple[str, str]],
+    settings: BaseModel | None,
+    version: int,
+    kind: str,
+    begun: Begun | None = None,
 ) -> str:
     """Hash of what a product is made of and how, as 20 hex digits.
 
-    inputs: (name, digest) of each; their order counts. version: of the algorithm.
+    inputs: (name, digest) of each; their order counts. version: of the algorithm. begun: has
+    taken in the inputs that come before these, and can be asked again for other ones.
     """
     facts = {
         "kind": kind,
@@ -27,10 +43,23 @@ def fingerprint(
         "version": version,
     }
     canonical = _canonical(facts)
+    if begun is not None and (inputs or not begun.is_empty):
+        text = _text({"inputs": list(inputs)} | canonical).removeprefix(_HEAD)
+        hasher = begun.hasher.copy()
+        hasher.update(("," + text if inputs and not begun.is_empty else text).encode())
+        return hasher.hexdigest()
     if inputs:
         # Two texts each: their JSON is the same everywhere, and there are thousands of them.
         canonical["inputs"] = inputs
     return _digest_of_canonical(canonical)
+
+
+def begin(inputs: Sequence[tuple[str, str]]) -> Begun:
+    """The first inputs of a fingerprint, taken in once for all that it is asked for later."""
+    hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    # In the text of a fingerprint, "inputs" is the first of the keys in order.
+    hasher.update((_HEAD + _text(list(inputs))[1:-1]).encode())
+    return Begun(hasher, not inputs)
 
 
 def digest_of(value: object) -> str:
@@ -42,8 +71,11 @@ def digest_of(value: object) -> str:
 
 
 def _digest_of_canonical(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
+    return hashlib.blake2b(_text(value).encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest_of_bytes(data: bytes) -> str:

@@ -70,19 +70,26 @@ def place_of(root: Path, product: str) -> Path:
 
 
 def current(root: Path, product: str) -> Path | None:
-    """Real path of the published version, None if there is none."""
-    place = place_of(root, product)
-    for suffix in SUFFIXES:
-        link = place / f"{kind_of(product)}.{suffix}"
-        if link.is_symlink() and link.exists():
-            return link.resolve()
-    return None
+    """Path of the published version itself, None if there is none."""
+    name = _published(root, product)
+    return place_of(root, product) / name if name else None
 
 
 def published_fingerprint(root: Path, product: str) -> str:
     """Fingerprint of the published version, empty if there is none."""
-    path = current(root, product)
-    return "" if path is None else path.stem
+    return Path(_published(root, product)).stem
+
+
+def _published(root: Path, product: str) -> str:
+    """What the product's symlink names, empty where that is not there."""
+    link = f"{root}/{product}/{kind_of(product)}."
+    for suffix in SUFFIXES:
+        # The symlink itself names the version: a real path asks for every folder above it.
+        with contextlib.suppress(OSError):
+            name = os.readlink(link + suffix)  # noqa: PTH115
+            if os.path.exists(link + suffix):  # noqa: PTH110
+                return name
+    return ""
 
 
 def products_on_disk(root: Path) -> list[str]:
@@ -213,11 +220,12 @@ def sweep(root: Path) -> int:
 
 def leftovers(root: Path) -> list[Path]:
     """Work folders whose process is gone."""
-    return [
-        folder
-        for folder in sorted(root.rglob(f"{WORK_PREFIX}*"))
-        if folder.is_dir() and _owner_is_gone(folder.name)
-    ]
+    found: list[Path] = []
+    for folder, inside, _ in os.walk(root):
+        found += [Path(folder, name) for name in inside if name.startswith(WORK_PREFIX)]
+        # Versions hold thousands of folders, and never one in the making.
+        inside[:] = [name for name in inside if not name.startswith(".")]
+    return sorted(folder for folder in found if _owner_is_gone(folder.name))
 
 
 def _owner_is_gone(name: str) -> bool:
