@@ -23,7 +23,10 @@ def test_flags_read_as_words() -> None:
     assert names_of(int(MISSING)) == ["missing"]
     masks, meanings = cf_attributes("star").values()
     assert len(masks) == len(meanings.split())  # type: ignore[arg-type, attr-defined]
-    names = ("calibration_missing", "gain_assumed", "gain_estimated", "saturation_guessed")
+    names = (
+        "calibration_missing", "gain_assumed", "gain_estimated", "saturation_guessed",
+        "position_forced",
+    )  # fmt: skip
     assert sum(BITS[name] for name in names) == CAVEATS
 
 

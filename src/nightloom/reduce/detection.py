@@ -12,12 +12,17 @@ from nightloom.config import Instrument, PhotometrySection
 from nightloom.errors import FrameError
 from nightloom.frames.image_section import ImageSection
 from nightloom.image.align import Alignment, Refusal, align
-from nightloom.image.calibrate import MASK_BAD, MASK_SATURATED, calibrate
+from nightloom.image.calibrate import MASK_BAD, MASK_SATURATED, calibrate, variance
 from nightloom.image.detect import Background, Detections, background_at, background_mesh, detect
 from nightloom.image.pileup import pile_up_level
 from nightloom.image.psf import PsfShape, measure_psf
 from nightloom.plan.recipes import PlannedFrame
-from nightloom.reduce.masters import Calibration, MasterPaths, saturation_of
+from nightloom.reduce.masters import (
+    Calibration,
+    MasterPaths,
+    calibration_of,
+    saturation_of,
+)
 from nightloom.reduce.overscan import data_of, offset_with_levels
 from nightloom.reduce.pixels import pixels_of
 
@@ -101,6 +106,23 @@ def expose(
         raw, pixels, mask, gain, assumed, read_noise_e, calibration.dark_adu * gain,
         calibration.flat_err, guessed,
     )  # fmt: skip
+
+
+def variance_of(item: CalibratedFrame, exposure: Exposure) -> NDArray[np.float32]:
+    """Variance [y, x] in e-² of a frame's pixels, for who asks: no product keeps it.
+
+    Photons, reading, dark and flat; NaN throughout where the read noise is unknown, in ADU²
+    where the gain is. Stars are weighed by errors of whole apertures, and need none of it.
+    """
+    calibration = calibration_of(item.paths, item.frame.exposure_s)
+    return variance(
+        exposure.pixels_e,
+        inverse_flat=calibration.inverse_flat,
+        gain_e_per_adu=exposure.gain_e_per_adu,
+        read_noise_e=exposure.read_noise_e,
+        dark_e=exposure.dark_e,
+        flat_err=exposure.flat_err,
+    )
 
 
 def gain_of(frame: PlannedFrame, calibration: Calibration) -> float:

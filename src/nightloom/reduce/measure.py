@@ -59,6 +59,7 @@ from nightloom.reduce.detection import (
 from nightloom.reduce.masters import calibration_of
 from nightloom.reduce.networks import network_of
 from nightloom.reduce.overscan import data_of
+from nightloom.reduce.positions import Positions, steadiest
 from nightloom.schema.cube import ROW_VARIABLES
 from nightloom.schema.flags import BITS
 from nightloom.sky.times import airmass
@@ -84,15 +85,6 @@ class StarList:
     detected: NDArray[np.bool_]
     fwhm_px: float
     exposure_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """Where the stars are in a frame, and which had to fall back on the alignment."""
-
-    x_px: NDArray[np.float64]
-    y_px: NDArray[np.float64]
-    fallback: NDArray[np.bool_]
 
 
 def measure_frame(
@@ -285,9 +277,10 @@ def _centroids(
     exposure: Exposure, x: NDArray[np.float64], y: NDArray[np.float64], annuli: Annuli,
     settings: PhotometrySection, fwhm_px: float,
 ) -> Positions:  # fmt: skip
-    """Aligned positions, bettered star by star where a centroid can be trusted."""
+    """Aligned positions, bettered star by star where a centroid can be trusted and is steadier."""
     if settings.centroid == "none":
-        return Positions(x, y, np.zeros(len(x), dtype=bool))
+        asked = np.zeros(len(x), dtype=bool)
+        return Positions(x, y, fallback=asked, forced=asked)
     method = _METHODS[settings.centroid]
     if settings.centroid == "ballet" and settings.ballet_weights:
         method = partial(ballet, network=network_of(settings.ballet_weights))
@@ -295,9 +288,7 @@ def _centroids(
         exposure.pixels_e, exposure.mask, x, y, background_e=annuli.level_e, fwhm_px=fwhm_px,
         max_shift_px=CENTROID_CAP_FWHM * fwhm_px,
     )  # fmt: skip
-    return Positions(
-        np.where(found.ok, found.x_px, x), np.where(found.ok, found.y_px, y), ~found.ok
-    )
+    return steadiest(exposure, x, y, found, annuli, fwhm_px=fwhm_px)
 
 
 def _errors(
@@ -355,6 +346,7 @@ def _star_flags(
     for mask_bits, name in _MASK_FLAGS:
         flags[marks.mask_bits & mask_bits != 0] |= BITS[name]
     flags[positions.fallback] |= BITS["centroid_fallback"]
+    flags[positions.forced] |= BITS["position_forced"]
     flags[~np.isfinite(annuli.level_e)] |= BITS["background_poor"]
     near = blended(positions.x_px, positions.y_px, radius_px=BLEND_FWHM * fwhm_px)
     flags[near] |= BITS["blended"]

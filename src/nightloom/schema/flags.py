@@ -2,8 +2,8 @@
 
 Bits are unique over both grains, so a light curve's flags are the OR of its frame's and its
 star's. A flagged value is kept, never replaced; 0 is clean; `MISSING` fills what was never
-written. A *caveat* holds for the whole product (no flat was ever taken, the gain is assumed):
-it is recorded beside the points and does not mark any single one as bad.
+written. A *caveat* says how something was come by (no flat was ever taken, the gain is assumed,
+a position is forced): it is recorded in the cube and does not mark any single point as bad.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag(15, "background_poor", "star", "too few clean pixels in the annulus"),
     Flag(16, "gain_estimated", "frame", "gain as the sky of the night shows it", caveat=True),
     Flag(17, "saturation_guessed", "frame", "saturation as its pixels pile up", caveat=True),
+    Flag(18, "position_forced", "star", "aligned position used: it scatters less", caveat=True),
 )
 
 BITS: dict[str, int] = {flag.name: flag.mask for flag in FLAGS}
