@@ -39,7 +39,7 @@ from nightloom.store.encodings import read_attributes, write_store
 from nightloom.store.products import current
 from nightloom.store.provenance import provenance
 
-REFERENCE_VERSION = 5
+REFERENCE_VERSION = 6
 MIN_QUALITY = 0.4  # of the best frame's, to enter the stack
 TRIED_AS_REFERENCE = 5
 CLIP_SIGMA = 4.0
