@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nightloom.image.calibrate import Mask, Pixels
 from nightloom.image.peaks import UNUSABLE
 from nightloom.image.ranks import (
+    INFINITE,
     LEAST,
     MOST,
     Keys,
@@ -29,8 +30,6 @@ _CLIP_SIGMA = 3.0
 _BELOW = 0.1587  # part of a normal law below one sigma under its middle
 # Sigmas between values about the middle and about there, times their number.
 _MIDDLE_SPACING, _BELOW_SPACING = 2.5066, 4.1327
-
-_INFINITE = int(np.float32(np.inf).view(np.int32))  # its key
 
 Edges = NDArray[np.int64]
 
@@ -60,7 +59,7 @@ def box_statistics(
         for j in range(boxes_x):
             n = n_rows * (edges_x[j + 1] - edges_x[j])
             fill_keys(samples[j, :n], keys)
-            n_good = count_below(keys[:n], _INFINITE)
+            n_good = count_below(keys[:n], INFINITE)
             if n_good >= max(_LEAST_PIXELS, _LEAST_GOOD * most):
                 level[i, j], scatter[i, j], near = _clipped(samples[j, :n], keys[:n], n_good, near)
     return level, scatter

@@ -22,6 +22,7 @@ Keys: TypeAlias = NDArray[np.int32]
 Ranked: TypeAlias = tuple[int, int, int, int, int]
 
 LEAST, MOST = -(2**31), 2**31 - 1
+INFINITE = int(np.float32(np.inf).view(np.int32))  # the key of infinity
 _MAGNITUDE = np.int32(2**31 - 1)  # the bits of a float32 that are not its sign
 _BISECT_EVERY = 4  # turns: so that values far from evenly spread are found in few of them, too
 _STEPS = 32768.0  # of the reach, that differences are rounded to
@@ -73,7 +74,7 @@ def count_below(keys: Keys, limit: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _around(keys: Keys, limit: int) -> tuple[int, int, int]:
+def around(keys: Keys, limit: int) -> tuple[int, int, int]:
     """How many keys lie below a limit; the highest of them, and the lowest of the others."""
     total, least = np.int32(0), np.int32(limit)
     below, above = np.int32(LEAST), np.int32(MOST)
@@ -99,7 +100,7 @@ def ranked(keys: Keys, rank: int, guess: float, spacing: float) -> Ranked:
     limit, turn, stride = key_from(start), 0, spacing
     while low < high:
         limit = min(max(limit, low + 1), high)
-        n_below, below, above = _around(keys, limit)
+        n_below, below, above = around(keys, limit)
         if n_below <= rank:
             low, first, before = above, n_below, below
         else:
