@@ -56,7 +56,7 @@ STEPS = {  # of ours: where the function is called from
     "detect": (detection, "detect"),
     "fwhm": (detection, "measure_psf"),
     "align": (detection, "align"),
-    "repair": (measure, "repair"),
+    "repair": (measure, "repair_near"),
     "centroid": (measure, "_centroids"),
     "apertures": (measure, "aperture_sums"),
     "annulus": (measure, "annulus_background"),

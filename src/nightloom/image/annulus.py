@@ -14,11 +14,24 @@ from numpy.typing import ArrayLike, NDArray
 
 from nightloom.image.aperture import UNUSABLE, Floats, frame_arrays, positive, star_vectors
 from nightloom.image.calibrate import MASK_SATURATED, Mask, Pixels
+from nightloom.image.ranks import (
+    INFINITE,
+    LEAST,
+    Keys,
+    around,
+    count_below,
+    fill_keys,
+    key_from,
+    key_to,
+    moments_within,
+    ranked,
+    value_of,
+)
 
 _UNCLEAN = UNUSABLE | MASK_SATURATED
 _MAX_CLIPS = 10
 _MAX_STEPS = 40  # halvings alone come to 1e-12 of a count
-_BLOCK_STARS = 64  # their rings fit the second-level cache
+_MIDDLE_SPACING = 2.5066  # deviations between values about the middle, times their number
 _HALF_DIAGONAL = math.sqrt(0.5)
 _CROWDED = 0.3  # of the noise: where mean and median lie farther apart, the mode is no better
 # Variances of 2.5 median - 1.5 mean and of the median over that of the mean, of a Gaussian, whose
@@ -134,12 +147,18 @@ def _annuli(
     # Centres in the ring have their whole pixels in a ring wider by half a diagonal.
     hole = max(inner - _HALF_DIAGONAL, 0.0)
     room = int(math.pi * ((outer + _HALF_DIAGONAL) ** 2 - hole**2)) + 2
-    ring = np.empty((_BLOCK_STARS, min(room, pixels.size + 1)), dtype=np.float32)
-    for start in range(0, len(x), _BLOCK_STARS):
-        block = slice(start, start + _BLOCK_STARS)
-        counts = _fill_rings(pixels, flags, x[block], y[block], inner, outer, ring)
-        ring[: len(counts), : max(1, int(counts.max()))].sort(axis=1)
-        _clip_rings(ring, counts, clip_sigma, least, step_e, levels[block], n_used[block])
+    room = min(room, pixels.size + 1)
+    _measure_rings(
+        pixels,
+        flags,
+        x,
+        y,
+        (inner, outer),
+        (clip_sigma, least, float(step_e)),
+        room,
+        levels,
+        n_used,
+    )
     level, error, rms, mean = np.ascontiguousarray(levels.T)
     scale = _clipped_deviation(clip_sigma)
     annuli = Annuli(level_e=level, error_e=error / scale, rms_e=rms / scale, n_used=n_used)
@@ -153,44 +172,61 @@ def _clipped_deviation(clip_sigma: float) -> float:
 
 
 @njit(nogil=True, cache=True)
-def _fill_rings(
+def _measure_rings(
     pixels: Pixels,
     mask: Mask,
     x_px: Floats,
     y_px: Floats,
-    inner: float,
-    outer: float,
-    ring: Pixels,
-) -> NDArray[np.int64]:
-    """Pixels of each ring in the rows of `ring`, infinity behind them; their numbers.
+    radii: tuple[float, float],
+    limits: tuple[float, int, float],
+    room: int,
+    levels: Floats,
+    n_used: NDArray[np.int32],
+) -> None:
+    """Level, its error, the deviation and the mean of the ring about each star, after clipping."""
+    ring, keys = np.empty(room, dtype=np.float32), np.empty(room, dtype=np.int32)
+    near = np.nan, np.nan  # level and deviation of the last ring: about those of the next one
+    for star in range(x_px.size):
+        x, y = x_px[star], y_px[star]
+        n = _fill_ring(pixels, mask, x, y, radii[0], radii[1], ring)
+        n_used[star], level, deviation, mean = _clip_ring(ring[:n], keys[:n], limits, near)
+        if n_used[star] >= limits[1]:
+            levels[star, 0], levels[star, 2], levels[star, 3] = level, deviation, mean
+            levels[star, 1] = deviation * math.sqrt(0.5 * math.pi / n_used[star])
+            near = level, deviation
 
-    Marked ones are left out; of the others some may not be finite.
+
+@njit(nogil=True, cache=True)
+def _fill_ring(
+    pixels: Pixels, mask: Mask, x: float, y: float, inner: float, outer: float, ring: Pixels
+) -> int:
+    """Put the pixels of a ring that are not marked into `ring`; how many.
+
+    What is not finite is infinity then.
     """
     ny, nx = pixels.shape
-    counts = np.zeros(x_px.size, dtype=np.int64)
-    for star in range(x_px.size):
-        x, y, row = x_px[star], y_px[star], ring[star]
-        n = 0
-        low, high = max(np.ceil(y - outer), 0.0), min(np.floor(y + outer), ny - 1.0)
-        if math.isfinite(x) and math.isfinite(y) and low <= high:
-            rows = int(low), int(high) + 1
-            columns = int(min(max(x - outer, 0.0), nx)), int(max(min(x + outer + 1.0, nx), 0.0))
-            clean = _is_clean(mask, rows, columns)
-            for j in range(rows[0], rows[1]):
-                dy2 = (j - y) * (j - y)
-                left, right = _span(x, outer * outer - dy2, nx)
-                hole, beyond = _span(x, inner * inner - dy2, nx)
-                if beyond <= hole:
-                    hole = beyond = right
-                if clean:
-                    n = _append(pixels[j], left, hole, row, n)
-                    n = _append(pixels[j], beyond, right, row, n)
-                else:
-                    n = _append_good(pixels[j], mask[j], left, hole, row, n)
-                    n = _append_good(pixels[j], mask[j], beyond, right, row, n)
-        row[n:] = np.inf
-        counts[star] = n
-    return counts
+    n = 0
+    low, high = max(np.ceil(y - outer), 0.0), min(np.floor(y + outer), ny - 1.0)
+    if not (math.isfinite(x) and math.isfinite(y) and low <= high):
+        return 0
+    rows = int(low), int(high) + 1
+    columns = int(min(max(x - outer, 0.0), nx)), int(max(min(x + outer + 1.0, nx), 0.0))
+    clean = _is_clean(mask, rows, columns)
+    for j in range(rows[0], rows[1]):
+        dy2 = (j - y) * (j - y)
+        left, right = _span(x, outer * outer - dy2, nx)
+        hole, beyond = _span(x, inner * inner - dy2, nx)
+        if beyond <= hole:
+            hole = beyond = right
+        if clean:
+            n = _append(pixels[j], left, hole, ring, n)
+            n = _append(pixels[j], beyond, right, ring, n)
+        else:
+            n = _append_good(pixels[j], mask[j], left, hole, ring, n)
+            n = _append_good(pixels[j], mask[j], beyond, right, ring, n)
+    for i in range(n):
+        ring[i] = ring[i] if abs(ring[i]) < np.float32(np.inf) else np.float32(np.inf)
+    return n
 
 
 @njit(nogil=True, cache=True)
@@ -236,98 +272,86 @@ def _append_good(row: Pixels, flags: Mask, start: int, stop: int, ring: Pixels, 
 
 
 @njit(nogil=True, cache=True)
-def _clip_rings(
-    ring: Pixels,
-    counts: NDArray[np.int64],
-    clip_sigma: float,
-    least: int,
-    step: float,
-    levels: Floats,
-    n_used: NDArray[np.int32],
-) -> None:
-    """Level, its error and the deviation of the rows, each sorted, after clipping."""
-    for star in range(counts.size):
-        row = ring[star]
-        low, high = 0, counts[star]
-        # What is not finite and not marked has been sorted to the ends.
-        while low < high and row[low] == -np.inf:
-            low += 1
-        while high > low and not row[high - 1] < np.inf:
-            high -= 1
-        origin = np.float64(row[(low + high) // 2]) if high > low else 0.0
-        first, second = sums_about(row[low:high], origin)
-        deviation = 0.0
-        for clips in range(_MAX_CLIPS + 1):
-            n = high - low
-            if n < least:
-                break
-            centre = 0.5 * (np.float64(row[low + (n - 1) // 2]) + np.float64(row[low + n // 2]))
-            mean = first / n
-            deviation = math.sqrt(max(second / n - mean * mean, 0.0))
-            if clips == _MAX_CLIPS:
-                break
-            reach = clip_sigma * deviation
-            while row[low] < centre - reach:
-                away = row[low] - origin
-                first, second, low = first - away, second - away * away, low + 1
-            while row[high - 1] > centre + reach:
-                away = row[high - 1] - origin
-                first, second, high = first - away, second - away * away, high - 1
-            if high - low == n:
-                break
-        n = high - low
-        n_used[star] = n
-        if n >= least:
-            levels[star, 0] = _median_of_spread(row[low:high], step)
-            levels[star, 1] = deviation * math.sqrt(0.5 * math.pi / n)
-            levels[star, 2] = deviation
-            levels[star, 3] = origin + first / n
+def _clip_ring(
+    ring: Pixels, keys: Keys, limits: tuple[float, int, float], near: tuple[float, float]
+) -> tuple[int, float, float, float]:
+    """How many finite values are left after clipping; their median, deviation and mean.
 
-
-@njit(nogil=True, cache=True)
-def sums_about(values: Pixels, origin: float) -> tuple[float, float]:
-    """Sums of the values less an origin near their mean, and of its square.
-
-    Four of each keep the adders busy.
+    limits: of the clipping, in deviations; least number; step. near: about median and deviation.
     """
-    t0 = t1 = t2 = t3 = s0 = s1 = s2 = s3 = 0.0
-    n = values.size
-    for i in range(0, n - 3, 4):
-        d0, d1 = values[i] - origin, values[i + 1] - origin
-        d2, d3 = values[i + 2] - origin, values[i + 3] - origin
-        t0, t1, t2, t3 = t0 + d0, t1 + d1, t2 + d2, t3 + d3
-        s0, s1, s2, s3 = s0 + d0 * d0, s1 + d1 * d1, s2 + d2 * d2, s3 + d3 * d3
-    for i in range(n - n % 4, n):
-        d0 = values[i] - origin
-        t0, s0 = t0 + d0, s0 + d0 * d0
-    return t0 + t1 + t2 + t3, s0 + s1 + s2 + s3
+    clip_sigma, least, step = limits
+    fill_keys(ring, keys)
+    low = 0
+    high, highest, _ = around(keys, INFINITE)
+    _, _, lowest = around(keys, LEAST)
+    centre, deviation = near
+    mean = np.nan
+    for clips in range(_MAX_CLIPS + 1):
+        n = high - low
+        if n < least:
+            return n, np.nan, np.nan, np.nan
+        spacing = _MIDDLE_SPACING * deviation / n
+        key, _, last, _, behind = ranked(keys, low + (n - 1) // 2, centre, spacing)
+        origin = value_of(key)
+        other = value_of(behind) if low + n // 2 >= last else origin
+        centre = 0.5 * (origin + other)
+        first, second = moments_within(ring, origin, value_of(lowest), value_of(highest))
+        mean = first / n
+        deviation = math.sqrt(max(second / n - mean * mean, 0.0))
+        mean += origin
+        if clips == _MAX_CLIPS:
+            break
+        reach = clip_sigma * deviation
+        lowest, highest = (
+            max(lowest, key_from(centre - reach)),
+            min(highest, key_to(centre + reach)),
+        )
+        low, high = count_below(keys, lowest), count_below(keys, highest + 1)
+        if high - low == n:
+            break
+    n = high - low
+    if n < least:
+        return n, np.nan, np.nan, np.nan
+    if step > 0.0:
+        centre = _median_of_spread(ring, keys, (low, high), (lowest, highest), centre, step)
+    return n, centre, deviation, mean
 
 
 @njit(nogil=True, cache=True)
-def _median_of_spread(values: Pixels, step: float) -> float:
-    """Median of sorted values, each spread evenly over `step` about itself.
+def _median_of_spread(
+    ring: Pixels,
+    keys: Keys,
+    ranks: tuple[int, int],
+    limits: tuple[int, int],
+    median: float,
+    step: float,
+) -> float:
+    """Median of the values of some ranks, each spread evenly over `step` about itself.
 
     Raw counts are whole numbers: their plain median locks to one of them, up to half a count off,
     which a wide aperture multiplies by its area. Their ties need not be exact (a flat, a dark
     that is a mean), as those of the median of grouped data do. Found by Newton's steps on the
     piecewise linear distribution, bisection where one would leave the bracket.
+    The keys are written over. limits: of the values of these ranks, as keys.
     """
-    n = len(values)
-    median = 0.5 * (np.float64(values[(n - 1) // 2]) + np.float64(values[n // 2]))
-    if step <= 0.0:
-        return median
+    n = ranks[1] - ranks[0]
     low, high, middle = median - 0.5 * step, median + 0.5 * step, median
-    first = int(np.searchsorted(values, np.float32(low - step)))
-    while first > 0 and values[first - 1] > low - step:
-        first -= 1
+    # No others can be spread over where the median may lie.
+    least = max(limits[0], key_from(low - step))
+    most = min(limits[1], key_to(high + step))
+    first = count_below(keys, least) - ranks[0]
+    near, n_near = keys.view(np.float32), 0
+    for i in range(len(ring)):
+        inside = (keys[i] >= least) & (keys[i] <= most)
+        near[n_near] = ring[i]  # behind what is still to be read
+        n_near += inside
+    inverse = 1.0 / step
     for _ in range(_MAX_STEPS):
         below, inside = np.float64(first), 0
-        for i in range(first, n):
-            share = (middle - np.float64(values[i])) / step + 0.5
-            if share <= 0.0:
-                break
-            below += min(share, 1.0)
-            inside += 1 if share < 1.0 else 0
+        for i in range(n_near):
+            share = min(max((middle - np.float64(near[i])) * inverse + 0.5, 0.0), 1.0)
+            below += share
+            inside += (share > 0.0) & (share < 1.0)
         short = 0.5 * n - below
         if abs(short) <= 1e-9 * n:
             break

@@ -13,14 +13,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 from nightloom.image import crowding, peaks, sources
-from nightloom.image.annulus import sums_about
+from nightloom.image.boxes import box_statistics
 from nightloom.image.calibrate import Mask, Pixels, as_mask, as_pixels
-from nightloom.image.peaks import UNUSABLE, Floats, Mesh
+from nightloom.image.peaks import Floats, Mesh
 from nightloom.image.saturation import saturated_groups
 
 _SAMPLES = 1024  # pixels of a box that are looked at: its median is then good to 0.04 sigma
-_LEAST_GOOD = 0.25  # of a box's pixels, else it is filled from its neighbours
-_CLIP_SIGMA = 3.0
 _CLIPPED_STD = 0.98658  # of a normal law cut at 3 sigma, in sigma
 _DEPTH = 1.5  # stars that are measured over those asked for: the ranks of peaks are not exact
 _LEAST_NOISE = 1e-6  # of the level: below it a difference is float32's rounding
@@ -77,18 +75,15 @@ def background_mesh(pixels_e: NDArray[Any], mask: NDArray[Any], *, box_px: int =
     ny, nx = pixels_e.shape
     edges_y, edges_x = _edges(ny, box_px), _edges(nx, box_px)
     stride = max(1, box_px * box_px // _SAMPLES)
-    shape = (len(edges_y) - 1, len(edges_x) - 1)
-    most = np.diff(edges_y).max() * -(-np.diff(edges_x).max() // stride)
-    samples = np.full((shape[0] * shape[1], most), np.nan, dtype=np.float32)
-    _sample(as_pixels(pixels_e), as_mask(mask), edges_y, edges_x, stride, samples)
-    samples.sort(axis=1)
-    box_level, scatter = _box_statistics(samples)
-    level = _smooth(_fill(box_level.reshape(shape)), True)
+    box_level, scatter = box_statistics(
+        as_pixels(pixels_e), as_mask(mask), edges_y, edges_x, stride
+    )
+    level = _smooth(_fill(box_level), True)
     return Background(
         level=level,
-        noise=_smooth(_fill(_without_slope(scatter.reshape(shape), level)), False),
-        x_px=(np.arange(shape[1]) + 0.5) * nx / shape[1] - 0.5,
-        y_px=(np.arange(shape[0]) + 0.5) * ny / shape[0] - 0.5,
+        noise=_smooth(_fill(_without_slope(scatter, level)), False),
+        x_px=_centres(nx, len(edges_x) - 1),
+        y_px=_centres(ny, len(edges_y) - 1),
         box_px=box_px,
     )
 
@@ -191,6 +186,11 @@ def _edges(size_px: int, box_px: int) -> NDArray[np.int64]:
     return np.round(np.arange(boxes + 1) * (size_px / boxes)).astype(np.int64)
 
 
+def _centres(size_px: int, boxes: int) -> Floats:
+    """Middles of boxes of equal size."""
+    return np.asarray((np.arange(boxes) + 0.5) * size_px / boxes - 0.5)
+
+
 def _mesh(background: Background) -> Mesh:
     """The background as the kernels take it, its noise not below what float32 resolves."""
     level = as_pixels(background.level)
@@ -237,92 +237,6 @@ def _interpolate(plane: Pixels, row: Floats, column: Floats) -> Floats:
     upper = values[low_y, low_x] * (1 - part_x) + values[low_y, high_x] * part_x
     lower = values[high_y, low_x] * (1 - part_x) + values[high_y, high_x] * part_x
     return np.asarray(upper * (1 - part_y) + lower * part_y)
-
-
-@njit(nogil=True, cache=True)
-def _sample(
-    frame: Pixels,
-    flags: Mask,
-    edges_y: NDArray[np.int64],
-    edges_x: NDArray[np.int64],
-    stride: int,
-    samples: Pixels,
-) -> None:
-    """Put every stride-th good pixel of each box into samples [box, pixel].
-
-    They lie on diagonals, so that no row or column is left out.
-    """
-    boxes_y, boxes_x = len(edges_y) - 1, len(edges_x) - 1
-    used = np.empty(boxes_x, dtype=np.int64)
-    for i in range(boxes_y):
-        for j in range(boxes_x):
-            used[j] = 0
-        for y in range(edges_y[i], edges_y[i + 1]):
-            row, marks = frame[y], flags[y]
-            for j in range(boxes_x):
-                place = samples[i * boxes_x + j]
-                k = used[j]
-                first = edges_x[j] + (-(edges_x[j] + y)) % stride
-                for x in range(first, edges_x[j + 1], stride):
-                    if not marks[x] & UNUSABLE and abs(row[x]) < np.inf:
-                        place[k] = row[x]
-                        k += 1
-                used[j] = k
-
-
-@njit(nogil=True, cache=True)
-def _quantile(values: Pixels, low: int, high: int, part: float) -> float:
-    """Quantile of the sorted values[low:high]; equal values are spread over their spacing.
-
-    Without the spreading the median of few integers would be one of them (grouped data).
-    """
-    place = low + part * (high - low)
-    k = min(int(place), high - 1)
-    value = np.float64(values[k])
-    first, last = k, k + 1
-    while first > low and values[first - 1] == values[k]:
-        first -= 1
-    while last < high and values[last] == values[k]:
-        last += 1
-    spacing = np.inf
-    if first > low:
-        spacing = value - values[first - 1]
-    if last < high:
-        spacing = min(spacing, values[last] - value)
-    if spacing == np.inf:
-        return value
-    return value + spacing * ((place - first) / (last - first) - 0.5)
-
-
-@njit(nogil=True, cache=True)
-def _box_statistics(samples: Pixels) -> tuple[Pixels, Pixels]:
-    """Clipped median and standard deviation of each row of sorted samples; NaN where too few."""
-    boxes, most = samples.shape
-    level = np.full(boxes, np.nan, dtype=np.float32)
-    noise = np.full(boxes, np.nan, dtype=np.float32)
-    for box in range(boxes):
-        values = samples[box]
-        high = most
-        while high > 0 and np.isnan(values[high - 1]):
-            high -= 1
-        if high < max(8.0, _LEAST_GOOD * most):
-            continue
-        low = 0
-        while True:
-            median = _quantile(values, low, high, 0.5)
-            reach = _CLIP_SIGMA * (median - _quantile(values, low, high, 0.1587))
-            size = high - low
-            while values[low] < median - reach:
-                low += 1
-            while values[high - 1] > median + reach:
-                high -= 1
-            if high - low == size or high - low < 8:
-                break
-        first, second = sums_about(values[low:high], median)
-        mean = first / (high - low)
-        level[box] = median
-        noise[box] = np.sqrt(max(0.0, second / (high - low) - mean * mean))
-    return level, noise
 
 
 def _fill(plane: Pixels) -> Pixels:

@@ -42,7 +42,7 @@ from nightloom.image.centroid import Centroids, quadratic, windowed
 from nightloom.image.detect import background_at
 from nightloom.image.gaussian import gaussian2d
 from nightloom.image.optimal import REACH_FWHM, optimal_sums
-from nightloom.image.repair import repair
+from nightloom.image.repair import repair_near
 from nightloom.image.stars import StarPixels, blended, peaks_and_clean_radius
 from nightloom.plan.recipes import PlannedFrame
 from nightloom.reduce.cosmic import mark_cosmic_rays
@@ -67,6 +67,7 @@ from nightloom.store.encodings import read_arrays, read_attributes
 
 Row = dict[str, Any]
 CENTROID_CAP_FWHM = 0.5
+WINDOW_FWHM, WINDOW_PX = 4.0, 32.0  # more than any centroid looks at, in whichever is wider
 LOW_MATCH = 8
 BLEND_FWHM = 2.0
 FLAG_RADIUS_FWHM = 1.5
@@ -187,8 +188,10 @@ def _measure(
 ) -> Row:  # fmt: skip
     fwhm_px = sight.psf.fwhm_px if sight.psf.n_stars else stars.fwhm_px
     mask_before = exposure.mask
-    exposure = replace(exposure, mask=repair(exposure.pixels_e, exposure.mask))
     x, y = alignment.apply(placed.matrix, stars.x_px, stars.y_px)
+    reach_px = _reach_px(settings, fwhm_px)
+    mended = repair_near(exposure.pixels_e, exposure.mask, x, y, reach_px=reach_px)
+    exposure = replace(exposure, mask=mended)
     # About the aligned places, once: the sky beneath the centroids is then that of the fluxes.
     annuli = _background(exposure, sight, x, y, settings, fwhm_px)
     positions = _centroids(exposure, x, y, annuli, settings, fwhm_px)
@@ -241,6 +244,13 @@ def _measure(
         "frame_flags": _frame_flags(sight, placed, settings),
         "aperture_radius_px": radii_px.astype(np.float32),
     }
+
+
+def _reach_px(settings: PhotometrySection, fwhm_px: float) -> float:
+    """How far from its aligned place a star's pixels are looked at, by whatever step."""
+    widest_fwhm = max(*settings.annulus_fwhm, *settings.radii_fwhm, WINDOW_FWHM, REACH_FWHM)
+    widest_px = max(widest_fwhm * fwhm_px, WINDOW_PX, *settings.radii_px)
+    return widest_px + CENTROID_CAP_FWHM * fwhm_px + 2
 
 
 _METHODS: dict[str, Callable[..., Centroids]] = {
