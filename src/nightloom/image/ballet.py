@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from nightloom.image.aperture import Floats, frame_arrays, positive, star_vectors
 from nightloom.image.calibrate import Mask, Pixels
-from nightloom.image.centroid import Centroids, good, mirrored
+from nightloom.image.centroid import Centroids
+from nightloom.image.cutout import corner, cut, mirrored
 from nightloom.image.network import HALF, SIDE, Floats32, Network, load_weights, predict
 
 _NEAR_PX = 0.7  # farther from the middle of the cutout the network is less exact: cut again
@@ -83,9 +84,7 @@ def _locate(
 ) -> NDArray[np.bool_]:  # fmt: skip
     """Moves x, y [star] of the given stars, to NaN if lost; which of them should be cut again."""
     cutouts = np.empty((len(stars), SIDE, SIDE), dtype=np.float32)
-    left = np.floor(x[stars] + 0.5).astype(np.int64) - HALF
-    low = np.floor(y[stars] + 0.5).astype(np.int64) - HALF
-    replaced = np.empty(len(stars), dtype=np.int64)
+    left, low, replaced = np.empty((3, len(stars)), dtype=np.int64)
     _cut(pixels, mask, x[stars], y[stars], level[stars], left, low, core_half, cutouts, replaced)
     usable = replaced >= 0
     if network.scale == "range":
@@ -120,20 +119,12 @@ def _cut(
     """Cutouts less their level over their inner maximum; pixels replaced, -1 without a star."""
     for star in range(x_px.size):
         cutout = cutouts[star]
-        n_replaced = n_lost = 0
-        for j in range(SIDE):
-            for i in range(SIDE):
-                column, row = left[star] + i, low[star] + j
-                inside = 0 <= row < pixels.shape[0] and 0 <= column < pixels.shape[1]
-                if inside and good(pixels, mask, row, column):
-                    cutout[j, i] = pixels[row, column] - levels[star]
-                    continue
-                n_replaced += 1
-                value = mirrored(pixels, mask, 2.0 * x_px[star] - column, 2.0 * y_px[star] - row)
-                if math.isnan(value):
-                    n_lost += 1 if max(abs(i - HALF), abs(j - HALF)) > _PEAK_HALF else SIDE * SIDE
-                    value = levels[star]
-                cutout[j, i] = value - levels[star]
+        left[star], low[star] = corner(x_px[star], HALF), corner(y_px[star], HALF)
+        n_replaced = SIDE * SIDE - cut(pixels, mask, left[star], low[star], levels[star], cutout)
+        n_lost = 0
+        if n_replaced:
+            u, v = 2.0 * x_px[star] - left[star], 2.0 * y_px[star] - low[star]
+            n_lost = _replace(pixels, mask, u, v, levels[star], cutout)
         row, column = _peak(cutout)
         peak = cutout[row, column]
         known = n_replaced <= _MAX_REPLACED and n_lost <= _MAX_LOST and 0.0 < peak < np.inf
@@ -143,6 +134,27 @@ def _cut(
         else:
             replaced[star] = -1
             cutout[:] = 0.0
+
+
+@njit(nogil=True, cache=True)
+def _replace(
+    pixels: Pixels, mask: Mask, u: float, v: float, level: float, cutout: Floats32
+) -> int:  # fmt: skip
+    """Mirror images in place of NaN, the one of (i, j) at (u - i, v - j); how many have none.
+
+    One that is needed for the peak counts as a whole cutout.
+    """
+    n_lost = 0
+    for j in range(SIDE):
+        for i in range(SIDE):
+            if not math.isnan(cutout[j, i]):
+                continue
+            value = mirrored(pixels, mask, u - i, v - j)
+            if math.isnan(value):
+                n_lost += 1 if max(abs(i - HALF), abs(j - HALF)) > _PEAK_HALF else SIDE * SIDE
+                value = level
+            cutout[j, i] = value - level
+    return n_lost
 
 
 @njit(nogil=True, cache=True)
