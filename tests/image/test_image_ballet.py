@@ -164,7 +164,8 @@ def test_better_than_published_on_the_published_kind_of_sample() -> None:
     start = rng.uniform(-2, 2, (2, n))
     found = ballet(
         pixels, np.zeros(pixels.shape, dtype=np.uint8), x + side * np.arange(n) + start[0],
-        y + start[1], background_e=unit * level, rms_e=unit * level / np.sqrt(3), fwhm_px=5.0, max_shift_px=4.0,
+        y + start[1], background_e=unit * level, rms_e=unit * level / np.sqrt(3), fwhm_px=5.0,
+        max_shift_px=4.0,
     )  # fmt: skip
     error = np.abs([found.x_px - x - side * np.arange(n), found.y_px - y])
     within = error.max(axis=0) < 0.1
