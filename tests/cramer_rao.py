@@ -78,6 +78,28 @@ def noisy_stars(
     )
 
 
+def bounds_px(
+    flux_e: Floats, *, noise_e2: float, fwhm_px: float, elongation: float, angle_deg: float
+) -> tuple[Floats, Floats]:
+    """Bounds [star] for x and y alike and SNR of Moffats of beta 3 at the centre of a pixel.
+
+    noise_e2: variance of sky and read-out in a pixel.
+    """
+    side, step = 2 * HALF + 1, 0.01
+    shape = {"fwhm_px": fwhm_px, "elongation": elongation, "angle_deg": angle_deg}
+
+    def draw(dx: float, dy: float) -> Floats:
+        return render(side, side, x_px=[HALF + dx], y_px=[HALF + dy], flux_e=[1.0], **shape)
+
+    star = draw(0, 0)
+    slopes = (draw(step, 0) - draw(-step, 0), draw(0, step) - draw(0, -step))
+    flux = flux_e[:, None, None]
+    variance = flux * star + noise_e2
+    fisher = [((flux * slope / (2 * step)) ** 2 / variance).sum((1, 2)) for slope in slopes]
+    snr = np.sqrt(((flux * star) ** 2 / variance).sum((1, 2)))
+    return np.sqrt(np.mean(1 / np.array(fisher), axis=0)), snr
+
+
 def rms_px(method: Method, stars: NoisyStars, rng: np.random.Generator, *, fwhm_px: float) -> float:
     """Root mean square error in x and y, from starts up to 0.4 px off; all must be measured."""
     start = rng.uniform(-0.4, 0.4, (2, stars.x_px.size))

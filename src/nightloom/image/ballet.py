@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from nightloom.image.aperture import Floats, frame_arrays, positive, star_vectors
 from nightloom.image.calibrate import Mask, Pixels
-from nightloom.image.centroid import Centroids, good, mirrored
+from nightloom.image.centroid import Centroids
+from nightloom.image.cutout import corner, cut, mirrored
 from nightloom.image.network import HALF, SIDE, Floats32, Network, load_weights, predict
 
 _NEAR_PX = 0.7  # farther from the middle of the cutout the network is less exact: cut again
@@ -30,6 +31,9 @@ _MAX_LOST = SIDE * SIDE // 8
 _MIN_SIGNIFICANCE = 3.0
 _BROAD_PX = 5.0  # the core that must stand out is 3x3, of broader stars 5x5 pixels
 _MAX_RIM = 0.7  # of the peak: flatter is no star
+# Variance of the sky over that of the peak's photons: the least that it was trained on, and one
+# so large that more makes no difference.
+_SKY_TO_PEAK = (0.003, 1e4)
 
 
 def ballet(
@@ -41,17 +45,22 @@ def ballet(
     background_e: ArrayLike,
     fwhm_px: float,
     max_shift_px: float,
+    rms_e: ArrayLike | None = None,
     network: Network | None = None,
 ) -> Centroids:
     """Centroids by the network, on 15x15 pixels cut again until the star is in their middle.
 
-    pixels_e, mask: [y, x]; x_px, y_px, background_e: [star]. A pixel that is masked or off the
-    frame is replaced by its mirror image about the star. Not ok: too many pixels lost, flat,
-    below three sigma, fwhm_px outside what the network knows, strayed beyond max_shift_px, no
-    start within the frame. Raises ValueError: shapes differ, a length not finite and above zero.
+    pixels_e, mask: [y, x]; x_px, y_px, background_e, rms_e: [star]; rms_e is the noise of a pixel
+    of the sky, where there is none that of the background's photons. A pixel that is masked or
+    off the frame is replaced by its mirror image about the star. Not ok: too many pixels lost,
+    flat, below three sigma, fwhm_px outside what the network knows, strayed beyond max_shift_px,
+    no start within the frame. Raises ValueError: shapes differ, a length not finite and above zero.
     """
     pixels, flags = frame_arrays(pixels_e, mask)
-    x0, y0, level = star_vectors(x_px, y_px, background_e)
+    x0, y0, level, rms = star_vectors(
+        x_px, y_px, background_e, np.full(np.shape(x_px), np.nan) if rms_e is None else rms_e
+    )
+    sky = np.where((rms > 0) & (rms < np.inf), np.square(rms), level)  # its variance
     fwhm, reach = positive("fwhm_px", fwhm_px), positive("max_shift_px", max_shift_px)
     network = network or shipped()
     core_half = 1 if fwhm < _BROAD_PX else 2
@@ -63,7 +72,7 @@ def ballet(
     for _ in range(_MAX_TURNS):
         if not waiting.size:
             break
-        again = _locate(network, pixels, flags, waiting, x, y, level, core_half)
+        again = _locate(network, pixels, flags, waiting, x, y, level, sky, core_half)
         moved = np.hypot(x[waiting] - x0[waiting], y[waiting] - y0[waiting])
         alive[waiting] = moved <= reach
         waiting = waiting[again & alive[waiting]]
@@ -79,17 +88,21 @@ def shipped() -> Network:
 
 def _locate(
     network: Network, pixels: Pixels, mask: Mask, stars: NDArray[np.intp], x: Floats, y: Floats,
-    level: Floats, core_half: int,
+    level: Floats, sky: Floats, core_half: int,
 ) -> NDArray[np.bool_]:  # fmt: skip
     """Moves x, y [star] of the given stars, to NaN if lost; which of them should be cut again."""
     cutouts = np.empty((len(stars), SIDE, SIDE), dtype=np.float32)
-    left = np.floor(x[stars] + 0.5).astype(np.int64) - HALF
-    low = np.floor(y[stars] + 0.5).astype(np.int64) - HALF
-    replaced = np.empty(len(stars), dtype=np.int64)
-    _cut(pixels, mask, x[stars], y[stars], level[stars], left, low, core_half, cutouts, replaced)
+    left, low, replaced = np.empty((3, len(stars)), dtype=np.int64)
+    peak = np.empty(len(stars))
+    _cut(
+        pixels, mask, x[stars], y[stars], level[stars], left, low, core_half, cutouts, peak,
+        replaced,
+    )  # fmt: skip
     usable = replaced >= 0
     if network.scale == "range":
         _to_range(cutouts)
+    elif network.scale == "even_noise":
+        _to_even_noise(cutouts, sky[stars] / peak)
     place = predict(network, cutouts).astype(np.float64)  # row and column within the cutout
     off = np.abs(place - HALF).max(axis=1)
     # As published: rows first, 0 at the centre of the first pixel of the cutout.
@@ -104,6 +117,19 @@ def _to_range(cutouts: Floats32) -> None:
     cutouts /= np.maximum(cutouts.max(axis=(1, 2), keepdims=True), np.float32(1e-30))
 
 
+def _to_even_noise(cutouts: Floats32, sky_to_peak: Floats) -> None:
+    """Takes the root of the pixels' variance, that of the sky subtracted; 1 remains 1.
+
+    Noise is then as strong in every pixel, be it the sky's or the star's own: the network need
+    not find out which, to know how much each pixel is worth.
+    """
+    sky = np.clip(sky_to_peak, *_SKY_TO_PEAK).astype(np.float32)[:, None, None]
+    root = np.sqrt(sky)
+    # sqrt(v + sky) - sqrt(sky) without cancellation
+    rooted = np.sqrt(np.maximum(cutouts + sky, np.float32(0.0))) + root
+    cutouts *= (np.sqrt(1 + sky) + root) / rooted
+
+
 @njit(nogil=True, cache=True)
 def _cut(
     pixels: Pixels,
@@ -115,34 +141,51 @@ def _cut(
     low: NDArray[np.int64],
     core_half: int,
     cutouts: Floats32,
+    peaks: Floats,
     replaced: NDArray[np.int64],
 ) -> None:
-    """Cutouts less their level over their inner maximum; pixels replaced, -1 without a star."""
+    """Cutouts less their level over their inner maximum; that maximum; how many were replaced.
+
+    Without a star: zeros, 1 and -1.
+    """
     for star in range(x_px.size):
         cutout = cutouts[star]
-        n_replaced = n_lost = 0
-        for j in range(SIDE):
-            for i in range(SIDE):
-                column, row = left[star] + i, low[star] + j
-                inside = 0 <= row < pixels.shape[0] and 0 <= column < pixels.shape[1]
-                if inside and good(pixels, mask, row, column):
-                    cutout[j, i] = pixels[row, column] - levels[star]
-                    continue
-                n_replaced += 1
-                value = mirrored(pixels, mask, 2.0 * x_px[star] - column, 2.0 * y_px[star] - row)
-                if math.isnan(value):
-                    n_lost += 1 if max(abs(i - HALF), abs(j - HALF)) > _PEAK_HALF else SIDE * SIDE
-                    value = levels[star]
-                cutout[j, i] = value - levels[star]
+        left[star], low[star] = corner(x_px[star], HALF), corner(y_px[star], HALF)
+        n_replaced = SIDE * SIDE - cut(pixels, mask, left[star], low[star], levels[star], cutout)
+        n_lost = 0
+        if n_replaced:
+            u, v = 2.0 * x_px[star] - left[star], 2.0 * y_px[star] - low[star]
+            n_lost = _replace(pixels, mask, u, v, levels[star], cutout)
         row, column = _peak(cutout)
         peak = cutout[row, column]
         known = n_replaced <= _MAX_REPLACED and n_lost <= _MAX_LOST and 0.0 < peak < np.inf
         if known and _stands_out(cutout, row, column, core_half):
-            replaced[star] = n_replaced
+            replaced[star], peaks[star] = n_replaced, peak
             cutout /= peak
         else:
-            replaced[star] = -1
+            replaced[star], peaks[star] = -1, 1.0
             cutout[:] = 0.0
+
+
+@njit(nogil=True, cache=True)
+def _replace(
+    pixels: Pixels, mask: Mask, u: float, v: float, level: float, cutout: Floats32
+) -> int:  # fmt: skip
+    """Mirror images in place of NaN, the one of (i, j) at (u - i, v - j); how many have none.
+
+    One that is needed for the peak counts as a whole cutout.
+    """
+    n_lost = 0
+    for j in range(SIDE):
+        for i in range(SIDE):
+            if not math.isnan(cutout[j, i]):
+                continue
+            value = mirrored(pixels, mask, u - i, v - j)
+            if math.isnan(value):
+                n_lost += 1 if max(abs(i - HALF), abs(j - HALF)) > _PEAK_HALF else SIDE * SIDE
+                value = level
+            cutout[j, i] = value - level
+    return n_lost
 
 
 @njit(nogil=True, cache=True)

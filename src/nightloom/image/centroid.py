@@ -15,8 +15,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from nightloom.image.aperture import UNUSABLE, Floats, frame_arrays, positive, star_vectors
+from nightloom.image.aperture import Floats, frame_arrays, positive, star_vectors
 from nightloom.image.calibrate import Mask, Pixels
+from nightloom.image.cutout import corner, cut, good, mirrored, starts
 
 SIGMA_PER_FWHM = 1 / (2 * math.sqrt(2 * math.log(2)))
 
@@ -97,12 +98,6 @@ def _measure(
 
 
 @njit(nogil=True, cache=True)
-def starts(x: float, y: float, level: float, ny: int, nx: int) -> bool:
-    """Whether there is a level, and a place within the frame."""
-    return math.isfinite(level) and -0.5 <= x <= nx - 0.5 and -0.5 <= y <= ny - 0.5
-
-
-@njit(nogil=True, cache=True)
 def _window_all(
     pixels: Pixels,
     mask: Mask,
@@ -145,7 +140,7 @@ def _first_moments(
     sigma: float,
     weights: Floats,
 ) -> tuple[float, float, float]:
-    """Flux and first moments under the window."""
+    """Flux and first moments under the window, read from the frame: it moves at every step."""
     ny, nx = pixels.shape
     reach, scale = _WINDOW_SIGMAS * sigma, -0.5 / (sigma * sigma)
     left, right = int(np.floor(x - reach + 0.5)), int(np.floor(x + reach + 0.5))
@@ -181,30 +176,6 @@ def _first_moments(
 
 
 @njit(nogil=True, cache=True)
-def good(pixels: Pixels, mask: Mask, j: int, i: int) -> bool:
-    good: bool = (mask[j, i] & UNUSABLE) == 0 and abs(pixels[j, i]) < np.inf
-    return good
-
-
-@njit(nogil=True, cache=True)
-def mirrored(pixels: Pixels, mask: Mask, x: float, y: float) -> float:
-    """Bilinear value at a place between pixels; NaN where one of the four is no good."""
-    ny, nx = pixels.shape
-    i, j = int(np.floor(x)), int(np.floor(y))
-    if not (0 <= i < nx - 1 and 0 <= j < ny - 1):
-        return np.nan
-    fx, fy = x - i, y - j
-    value = 0.0
-    for dj in range(2):
-        for di in range(2):
-            if not good(pixels, mask, j + dj, i + di):
-                return np.nan
-            weight = (fx if di else 1.0 - fx) * (fy if dj else 1.0 - fy)
-            value += weight * pixels[j + dj, i + di]
-    return value
-
-
-@njit(nogil=True, cache=True)
 def _fit_all(
     pixels: Pixels,
     mask: Mask,
@@ -223,14 +194,16 @@ def _fit_all(
     half = max(1, int(np.ceil(_KERNEL_SIGMAS * sigma)))
     kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
     side = 2 * wide + 3
+    cutout = np.empty((side + 2 * half, side + 2 * half))
     rows = np.empty((2, side + 2 * half, side))
     smooth = np.empty((side, side))
     for star in range(x_px.size):
         x, y = x_px[star], y_px[star]
         if not starts(x, y, levels[star], ny, nx):
             continue
-        left, low = int(np.floor(x + 0.5)) - wide - 1, int(np.floor(y + 0.5)) - wide - 1
-        _smooth(pixels, mask, left, low, levels[star], kernel, rows, smooth)
+        left, low = corner(x, wide + 1), corner(y, wide + 1)
+        cut(pixels, mask, left - half, low - half, levels[star], cutout)
+        _smooth(cutout, kernel, rows, smooth)
         peak_j, peak_i = _highest(smooth)
         if not smooth[peak_j, peak_i] > 0.0:
             continue
@@ -241,29 +214,16 @@ def _fit_all(
 
 
 @njit(nogil=True, cache=True)
-def _smooth(
-    pixels: Pixels,
-    mask: Mask,
-    left: int,
-    low: int,
-    level: float,
-    kernel: Floats,
-    rows: Floats,
-    smooth: Floats,
-) -> None:
-    """Weighted mean of the good pixels under the kernel, for a square from (left, low) on."""
-    ny, nx = pixels.shape
+def _smooth(cutout: Floats, kernel: Floats, rows: Floats, smooth: Floats) -> None:
+    """Weighted mean of the good pixels under the kernel, for all but the rim of a cutout."""
     half, side = kernel.size // 2, smooth.shape[0]
     rows[:] = 0.0
     for j in range(side + 2 * half):
-        y = low - half + j
-        if not 0 <= y < ny:
-            continue
-        for x in range(max(left - half, 0), min(left + side + half, nx)):
-            if not good(pixels, mask, y, x):
+        for column in range(side + 2 * half):
+            value = cutout[j, column]
+            if math.isnan(value):
                 continue
-            value = pixels[y, x] - level
-            start = x - left - half  # the first place whose kernel reaches this pixel
+            start = column - 2 * half  # the first place whose kernel reaches this pixel
             for i in range(max(start, 0), min(start + 2 * half + 1, side)):
                 rows[0, j, i] += kernel[i - start] * value
                 rows[1, j, i] += kernel[i - start]

@@ -14,9 +14,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from nightloom.image.aperture import UNUSABLE, Floats, frame_arrays, positive, star_vectors
+from nightloom.image.aperture import Floats, frame_arrays, positive, star_vectors
 from nightloom.image.calibrate import Mask, Pixels
 from nightloom.image.centroid import SIGMA_PER_FWHM, Centroids
+from nightloom.image.cutout import corner, cut, starts
 
 SIDE = 15
 HALF = SIDE // 2
@@ -76,7 +77,7 @@ def _fit_all(
     work = np.empty((2, 3, SIDE))
     for star in range(x_px.size):
         x, y, level = x_px[star], y_px[star], levels[star]
-        if not (math.isfinite(level) and -0.5 <= x <= nx - 0.5 and -0.5 <= y <= ny - 0.5):
+        if not starts(x, y, level, ny, nx):
             continue
         p = _fit_star(pixels, mask, x, y, level, sigma, max_shift, cutout, work)
         if math.hypot(p[_X] - x, p[_Y] - y) <= max_shift:
@@ -104,9 +105,10 @@ def _fit_star(
         return lost
     sky = max(level, 0.0)
     for turn in range(_ROUNDS):
-        left, low = int(np.floor(p[_X] + 0.5)) - HALF, int(np.floor(p[_Y] + 0.5)) - HALF
-        if _cut(pixels, mask, left, low, cutout) < _MIN_PIXELS:
+        left, low = corner(p[_X], HALF), corner(p[_Y], HALF)
+        if cut(pixels, mask, left, low, 0.0, cutout[0]) < _MIN_PIXELS:
             return lost
+        _equal_weights(cutout)
         if turn == 0:
             cutout[1] /= sky + 0.5 * (peak - level)
         else:
@@ -123,34 +125,32 @@ def _brightest(
     pixels: Pixels, mask: Mask, x: float, y: float, reach: float
 ) -> tuple[float, float, float]:
     """Place and value of the highest mean of 3x3 good pixels within reach; else the start's."""
-    ny, nx = pixels.shape
-    column, row, wide = int(np.floor(x + 0.5)), int(np.floor(y + 0.5)), int(reach + 0.5)
+    wide = int(reach + 0.5)
+    left, low = corner(x, wide), corner(y, wide)
+    square = np.empty((2 * wide + 3, 2 * wide + 3))  # one pixel more on each side
+    cut(pixels, mask, left - 1, low - 1, 0.0, square)
     best_x, best_y, best = x, y, -np.inf
-    for j in range(row - wide, row + wide + 1):
-        for i in range(column - wide, column + wide + 1):
+    for j in range(2 * wide + 1):
+        for i in range(2 * wide + 1):
             total, n = 0.0, 0
-            for v in range(max(j - 1, 0), min(j + 2, ny)):
-                for u in range(max(i - 1, 0), min(i + 2, nx)):
-                    if (mask[v, u] & UNUSABLE) == 0 and abs(pixels[v, u]) < np.inf:
-                        total, n = total + pixels[v, u], n + 1
+            for v in range(j, j + 3):
+                for u in range(i, i + 3):
+                    if not math.isnan(square[v, u]):
+                        total, n = total + square[v, u], n + 1
             if n > 0 and total > best * n:
-                best, best_x, best_y = total / n, float(i), float(j)
+                best, best_x, best_y = total / n, float(left + i), float(low + j)
     return best_x, best_y, best
 
 
 @njit(nogil=True, cache=True)
-def _cut(pixels: Pixels, mask: Mask, left: int, low: int, cutout: Floats) -> int:
-    """Values with weight 1, or 0 with weight 0 where there is no good pixel; how many are good."""
-    ny, nx = pixels.shape
-    cutout[:] = 0.0
-    n = 0
-    for j in range(max(-low, 0), min(ny - low, SIDE)):
-        for i in range(max(-left, 0), min(nx - left, SIDE)):
-            value = np.float64(pixels[low + j, left + i])
-            if (mask[low + j, left + i] & UNUSABLE) == 0 and abs(value) < np.inf:
-                cutout[0, j, i], cutout[1, j, i] = value, 1.0
-                n += 1
-    return n
+def _equal_weights(cutout: Floats) -> None:
+    """Weight 1 for every value, or 0 with weight 0 where there is no good pixel."""
+    for j in range(SIDE):
+        for i in range(SIDE):
+            lost = math.isnan(cutout[0, j, i])
+            cutout[1, j, i] = 0.0 if lost else 1.0
+            if lost:
+                cutout[0, j, i] = 0.0
 
 
 @njit(nogil=True, cache=True)

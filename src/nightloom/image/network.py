@@ -23,6 +23,7 @@ HALF = SIDE // 2
 
 _BATCH = 20  # stars convolved at once: their windows stay in the cache
 _KERNEL = 3
+_SCALES = ("range", "inner_peak", "even_noise")
 
 Floats32 = NDArray[np.float32]
 Layer = tuple[Floats32, Floats32]  # kernel [in, out] and bias [out]
@@ -34,7 +35,8 @@ class Network:
 
     strides: of each convolution; empty: padded, with a 2x2 maximum between them. hidden: "relu"
     or "sigmoid" after all dense layers but the last. scale: "range" (0 to 1 from the lowest to
-    the highest pixel) or "inner_peak" (less the background, over the inner 9x9's maximum).
+    the highest pixel), "inner_peak" (less the background, over the inner 9x9's maximum) or
+    "even_noise" (the root of that with the sky's variance, so that all pixels are as noisy).
     fwhm_px: the widths of stars it was trained on.
     """
 
@@ -109,7 +111,7 @@ def _check(network: Network, path: Path) -> None:
         width = bias.size
     if not network.convs or not network.denses or width != 2:
         raise ValueError(f"{path}: needs convolutions and dense layers that end in two numbers")
-    if network.hidden not in ("relu", "sigmoid") or network.scale not in ("range", "inner_peak"):
+    if network.hidden not in ("relu", "sigmoid") or network.scale not in _SCALES:
         raise ValueError(f"{path}: unknown {network.hidden!r} or {network.scale!r}")
 
 

@@ -292,8 +292,9 @@ def _centroids(
         asked = np.zeros(len(x), dtype=bool)
         return Positions(x, y, fallback=asked, forced=asked)
     method = _METHODS[settings.centroid]
-    if settings.centroid == "ballet" and settings.ballet_weights:
-        method = partial(ballet, network=network_of(settings.ballet_weights))
+    if settings.centroid == "ballet":
+        own = network_of(settings.ballet_weights) if settings.ballet_weights else None
+        method = partial(ballet, rms_e=annuli.rms_e, network=own)
     found: Centroids = method(
         exposure.pixels_e, exposure.mask, x, y, background_e=annuli.level_e, fwhm_px=fwhm_px,
         max_shift_px=CENTROID_CAP_FWHM * fwhm_px,
