@@ -208,6 +208,7 @@ class Run:
         self._attempt(
             event, made.outcome, reason=made.reason, caveats=made.caveats,
             n_quarantined=made.n_quarantined,
+            n_killed=made.n_killed,
         )  # fmt: skip
 
     def _attempt(self, event: Finished | Failed, outcome: Any, **more: Any) -> None:

@@ -59,7 +59,7 @@ def test_nothing_is_lost_or_half_there(fault: object, base: Path) -> None:
         seed=1, score=score,
     )  # fmt: skip
     assert not score.note
-    assert score.n_equal == score.n_exit_as_said == 1
+    assert score.n_equal == score.n_exit_as_said == score.n_struck == 1
     assert score.n_leftovers == score.n_half_visible == 0
 
 

@@ -18,10 +18,10 @@ from nightloom.pipeline import FRAMES, Run
 from nightloom.plan.forecast import check_room, forecast, room_at
 from nightloom.plan.recipes import Plan, make_plan
 from nightloom.store.gc import Garbage, dead_work, old_versions, orphans, remove
-from nightloom.store.ledger import PLAN, ledger, read_expected
+from nightloom.store.ledger import PLAN, ledger, made_of, read_expected
 from nightloom.store.products import ATTEMPT, place_of, products_on_disk, read_attempt
 from nightloom.store.tables import read_table
-from nightloom.store.verify import Flaw, Verified, forget, verify_products
+from nightloom.store.verify import Flaw, Verified, forget, take_away, verify_products
 
 PRODUCTS_A_TASK = 8
 DUE = ("waiting", "stale", "failed")
@@ -161,20 +161,29 @@ def _as_row(item: Garbage, root: Path) -> dict[str, object]:
 def failures(root: Path, wanted: Sequence[str], *, all_failed: bool) -> list[str]:
     """Forget the failures of some products, or of all, so that a run tries them again.
 
+    Products that lost frames because workers died are set aside with all that is made of them:
+    their inputs are what they were, so nothing else would make them anew.
+
     Raises ConfigError: nothing is named, or what is named neither failed nor came out empty.
     """
     if not wanted and not all_failed:
         raise ConfigError(where="retry", why="what?", do="name a product, or give --failed")
     tried: list[str] = []
+    killed: list[str] = []
     for product in named(root, wanted):
         attempt = read_attempt(root, product)
         outcome = "" if attempt is None else attempt.outcome
         if outcome == "failed" or (outcome == "empty" and product in wanted and not all_failed):
             (place_of(root, product) / ATTEMPT).unlink(missing_ok=True)
             tried.append(product)
+        elif attempt is not None and attempt.outcome == "done" and attempt.n_killed:
+            tried.append(product)
+            killed.append(product)
         elif product in wanted:
             do = "if it is damaged: nightloom verify --forget; see: nightloom explain"
             raise ConfigError(where=product, why=f"is {outcome or 'not tried'}, not failed", do=do)
+    for product in (*killed, *made_of(read_expected(root), killed)):
+        take_away(root, product)
     return tried
 
 

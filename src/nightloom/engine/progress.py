@@ -107,7 +107,7 @@ def take(board: Board, event: Event, now_s: float) -> None:
             board.running.pop(product, None)
             attempt = Attempt(
                 fingerprint, made.outcome, reason=made.reason, caveats=made.caveats,
-                n_items=n, n_quarantined=made.n_quarantined,
+                n_items=n, n_quarantined=made.n_quarantined, n_killed=made.n_killed,
             )  # fmt: skip
             _tried(board, product, attempt)
         case Failed(fingerprint=fingerprint, kind=kind, reason=reason):

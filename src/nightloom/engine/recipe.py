@@ -24,6 +24,7 @@ class Made:
     reason: str = ""
     caveats: tuple[str, ...] = ()
     n_quarantined: int = 0
+    n_killed: int = 0  # of these, items whose workers died; the driver counts them
 
 
 @dataclass(frozen=True, slots=True)

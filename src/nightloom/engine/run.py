@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,15 @@ from nightloom.engine.futures import (
     told,
     value_of,
 )
-from nightloom.engine.recipe import Event, ItemsDone, Recipe, Started, TaskDone
+from nightloom.engine.recipe import (
+    Event,
+    Failed,
+    Finished,
+    ItemsDone,
+    Recipe,
+    Started,
+    TaskDone,
+)
 from nightloom.engine.task import (
     Tag,
     TaskResult,
@@ -52,6 +60,7 @@ from nightloom.store.products import FailureKind, new_work_folder
 COUNT_WORKERS_EVERY_S = 10.0
 URGENT = 10  # priority of what ends a product over the parts of the next
 REASON_LOST = "the worker that measured it died every time (memory, or a crash)"
+RETRY = "nightloom retry --failed tries them again"
 GONE = "cancelled"  # what futures are when their scheduler is
 AGAIN = {"lost", "pending"}  # what they are when their result went with a worker
 
@@ -80,6 +89,7 @@ class _Product:
     numbers: list[int] = field(default_factory=list)
     failed: set[w.Task] = field(default_factory=set)  # whose result is a failure
     failure: TaskResult | None = None
+    n_killed: int = 0  # items that were given up
 
 
 class _Driver:
@@ -152,6 +162,7 @@ class _Driver:
             case w.GiveUp(task=task):
                 product = self._products[task.product]
                 product.held[task] = TaskResult(value=[_lost_row(product.recipe, task)])
+                product.n_killed += 1
             case w.Progress(product=name, n_items=n):
                 yield ItemsDone(name, n)
             case w.Release(tasks=tasks):
@@ -169,7 +180,10 @@ class _Driver:
                 self._drop(name)
                 del self._products[name]
                 yield from lines_of(name, result)
-                yield conclude(product.recipe, result, time.perf_counter() - product.began)
+                yield _with_killed(
+                    conclude(product.recipe, result, time.perf_counter() - product.began),
+                    product.n_killed,
+                )
 
     def _submit(self, task: w.Task, needs: tuple[w.Task, ...]) -> None:
         product = self._products[task.product]
@@ -324,6 +338,14 @@ class _Driver:
 
 async def _add(done: as_completed, futures: list[Future]) -> None:
     done.update(futures)
+
+
+def _with_killed(end: Finished | Failed, n_killed: int) -> Finished | Failed:
+    if not n_killed or isinstance(end, Failed):
+        return end
+    caveat = f"{n_killed} frames killed their workers: {RETRY}"
+    made = replace(end.made, n_killed=n_killed, caveats=(*end.made.caveats, caveat))
+    return replace(end, made=made)
 
 
 def _lost_row(recipe: Recipe, task: w.Task) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,6 +45,22 @@ def read_expected(root: Path) -> list[Expected]:
     table = read_table(path)
     columns = (table[name] for name in COLUMNS)
     return [Expected(p, f, tuple(n), tuple(u), t) for p, f, n, u, t in zip(*columns, strict=True)]
+
+
+def made_of(expected: Iterable[Expected], products: Collection[str]) -> list[str]:
+    """The expected products that are made of some, directly or by way of others."""
+    users: dict[str, list[str]] = {}
+    for item in expected:
+        for name in item.needs + item.uses:
+            users.setdefault(name, []).append(item.product)
+    found: dict[str, None] = {}
+    coming = deque(products)
+    while coming:
+        for user in users.get(coming.popleft(), ()):
+            if user not in found:
+                found[user] = None
+                coming.append(user)
+    return [name for name in found if name not in products]
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class Attempt:
     run: str = ""
     n_items: int = 0
     n_quarantined: int = 0
+    n_killed: int = 0  # of these, items whose workers died
 
 
 def kind_of(product: str) -> str:

@@ -86,13 +86,19 @@ def forget(root: Path, flaws: Sequence[Flaw]) -> list[str]:
     for product in products:
         (place_of(root, product) / ATTEMPT).unlink(missing_ok=True)
     for product in sorted({flaw.product for flaw in flaws if flaw.file != ATTEMPT}):
-        for link in _links(root, product):
-            version = link.resolve()
-            link.unlink()
-            if version.parent.name == VERSIONS:
-                set_aside(version)
-                manifest_path(version).unlink(missing_ok=True)
+        take_away(root, product)
     return products
+
+
+def take_away(root: Path, product: str) -> None:
+    """Set a product's published version aside and forget how it was made."""
+    (place_of(root, product) / ATTEMPT).unlink(missing_ok=True)
+    for link in _links(root, product):
+        version = link.resolve()
+        link.unlink()
+        if version.parent.name == VERSIONS:
+            set_aside(version)
+            manifest_path(version).unlink(missing_ok=True)
 
 
 def _record_flaws(root: Path, product: str) -> Iterator[Flaw]:
