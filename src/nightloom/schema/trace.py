@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-TaskKind = Literal["scan", "verify", "choose", "begin", "step", "pack", "finish"]
+TaskKind = Literal["scan", "verify", "begin", "step", "pack", "finish"]
 TaskOutcome = Literal["done", "failed", "retried", "killed"]
 
 
