@@ -56,7 +56,9 @@ def reference_of(root: Path, plan: Plan, config: Config, field: str) -> Recipe:
     """Recipe of a field's reference: the pinned one as it is, else a new one."""
     product = f"reference/{field}"
     cubes = plan.cubes_of(field)
-    pinned = pinned_inputs(root, product, reference_settings(config), cubes)
+    pinned = pinned_inputs(
+        root, product, reference_settings(config), [cube.frames for cube in cubes]
+    )
     if pinned is not None:
         return pinned_recipe(product, pinned, config)
     # One filter only: the one with most frames, so that the stack is of one depth.

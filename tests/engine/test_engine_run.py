@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,51 +17,41 @@ from nightloom.engine.cluster import SERIAL, Engine
 from nightloom.engine.futures import RETRIES
 from nightloom.engine.recipe import Failed, Finished, ItemsDone, TaskDone
 from nightloom.engine.task import partitions
-from nightloom.errors import ConfigError
+from nightloom.errors import ConfigError, ExitCode, RunError
 from nightloom.store.encodings import read_arrays
 from nightloom.store.products import require
 from toys import recipe
 
 
 @pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """A real `dask scheduler` with two `dask worker` processes; its address and dashboard."""
-    folder = tmp_path_factory.mktemp("dask")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real `dask scheduler` with two `dask worker` processes; its scheduler file."""
+    with dask_cluster(tmp_path_factory.mktemp("dask"), n_workers=2) as file:
+        yield file
+
+
+@contextmanager
+def dask_cluster(folder: Path, *worker_options: str, n_workers: int) -> Iterator[str]:
+    """A real `dask scheduler` with `dask worker` processes; its scheduler file."""
     file = folder / "scheduler.json"
     python = [sys.executable, "-m", "dask"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
     here = Path(__file__).resolve().parents[1]
-    tests = f"{here}:{here.parent / 'src'}"
-    env = {"PYTHONPATH": tests, "PATH": "/usr/bin:/bin", "HOME": str(folder),
-           "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}  # fmt: skip
-    server = subprocess.Popen(
-        [*python, "scheduler", "--scheduler-file", str(file), "--host", "127.0.0.1", "--port", "0",
-         "--dashboard-address", "127.0.0.1:0"], env=env, **quiet)  # fmt: skip
-    workers = [
-        subprocess.Popen(
-            [
-                *python,
-                "worker",
-                "--scheduler-file",
-                str(file),
-                "--nthreads",
-                "1",
-                "--nworkers",
-                "1",
-                "--no-dashboard",
-            ],
-            env=env,
-            **quiet,
-        )
-        for _ in range(2)
-    ]
+    env = {"PYTHONPATH": f"{here}:{here.parent / 'src'}", "PATH": "/usr/bin:/bin",
+           "HOME": str(folder), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}  # fmt: skip
+    server = [*python, "scheduler", "--scheduler-file", str(file), "--host", "127.0.0.1",
+              "--port", "0", "--dashboard-address", "127.0.0.1:0"]  # fmt: skip
+    worker = [*python, "worker", "--scheduler-file", str(file), "--nthreads", "1",
+              "--no-dashboard", *worker_options]  # fmt: skip
+    processes = [subprocess.Popen(server, env=env, **quiet)]
+    processes += [subprocess.Popen(worker, env=env, **quiet) for _ in range(n_workers)]
     deadline = time.monotonic() + 30
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    yield str(file), ""
-    for process in [*workers, server]:
+    yield str(file)
+    for process in reversed(processes):
         process.terminate()
-    for process in [*workers, server]:
+    for process in processes:
         process.wait(20)
 
 
@@ -91,9 +82,9 @@ def test_serial_makes_and_reports(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".work-*"))
 
 
-def test_real_scheduler_same_products(tmp_path: Path, scheduler: tuple[str, str]) -> None:
+def test_real_scheduler_same_products(tmp_path: Path, scheduler: str) -> None:
     links: list[str] = []
-    with Engine(scheduler[0], announce=links.append) as engine:
+    with Engine(scheduler, announce=links.append) as engine:
         ends = make(
             engine, tmp_path, recipe("a"), recipe("b", fail="step"), recipe("c", n=300, chunk=5)
         )
@@ -157,6 +148,20 @@ def test_a_shard_still_written_when_its_product_failed(tmp_path: Path) -> None:
         ends = make(engine, tmp_path, recipe("l", fail=f"late {tmp_path}"))
     assert "nineteen" in ends["cube/l"].reason
     assert (tmp_path / "packing").exists()
+    assert not list(tmp_path.rglob(".work-*"))
+
+
+def test_workers_that_are_all_gone_end_the_run(tmp_path: Path) -> None:
+    """A clear end after a stated time, not a hang."""
+    with dask_cluster(tmp_path, "--no-nanny", n_workers=1) as scheduler:
+        file = tmp_path / "join.toml"
+        file.write_text(f'kind = "join"\nscheduler_file = "{scheduler}"\nstart_timeout_s = 8\n')
+        with (
+            Engine(str(file)) as engine,
+            pytest.raises(RunError, match="none came back in 8 s") as refused,
+        ):
+            make(engine, tmp_path, recipe("k", fail="kill"))
+    assert refused.value.exit_code == ExitCode.RUN_FAILED
     assert not list(tmp_path.rglob(".work-*"))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,19 +12,17 @@ import pytest
 from astropy.io import fits
 
 from archives import archive_of, run, star_field, write_config, write_frame
+from deadly import measure_or_die
 from nightloom.config import ArchiveSection, Config, Instrument, load_config
 from nightloom.engine.cluster import Engine
 from nightloom.engine.recipe import Failed, Finished
 from nightloom.engine.serial import make_serial
 from nightloom.errors import ProductError
 from nightloom.plan.recipes import PlannedFrame
-from nightloom.reduce.candidates import Candidate
 from nightloom.reduce.detection import CalibratedFrame
 from nightloom.reduce.masters import MasterPaths
 from nightloom.reduce.reference import (
-    ReferenceJob,
     lost_candidate,
-    measure_candidates,
     pinned_inputs,
     reference_recipe,
     reference_settings,
@@ -132,7 +128,7 @@ def test_a_reference_holds_until_its_frames_are_read_otherwise(tmp_path: Path) -
     frames = [item.frame for item in items]
 
     def pinned(*planned: PlannedFrame) -> object:
-        return pinned_inputs(tmp_path, "reference/f", reference_settings(CONFIG), planned)
+        return pinned_inputs(tmp_path, "reference/f", reference_settings(CONFIG), [planned])
 
     new = replace(frames[0], path="new.fits", gain_e_per_adu=2.0)
     for planned in (frames, [], [*frames, new], [replace(f, site_lat_deg=28.3) for f in frames]):
@@ -212,10 +208,3 @@ def test_memory_does_not_grow_with_the_frames(tmp_path: Path) -> None:
     )  # fmt: skip
     before, peak = map(float, told.stdout.split())
     assert peak - before < 12, (before, peak)  # MiB
-
-
-def measure_or_die(job: ReferenceJob, items: tuple[CalibratedFrame, ...]) -> list[Candidate]:
-    """The step of a reference, in a worker that the second frame kills."""
-    if any(item.frame.path == "1.fits" for item in items):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return measure_candidates(job, items)

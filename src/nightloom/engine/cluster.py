@@ -33,6 +33,10 @@ from nightloom.schema.trace import TaskKind
 
 SERIAL = "serial"
 LOCAL_STARTS = 3
+LOCAL_PATIENCE_S = 300.0  # with no worker at all
+# A worker that was lost has so long to start again. By default its nanny is ended after 15 s, which
+# a loaded machine needs to import all: then nobody starts it any more.
+LOCAL_RESTART = {"distributed.deploy.lost-worker-timeout": "300s"}
 
 
 class Engine:
@@ -77,7 +81,8 @@ class Engine:
         if self.where == SERIAL:
             yield from make_serial(root, coming)
         else:
-            yield from make_on(self.connected(), root, coming)
+            patience_s = getattr(self._settings, "start_timeout_s", LOCAL_PATIENCE_S)
+            yield from make_on(self.connected(), root, coming, patience_s=patience_s)
 
     def map(
         self, function: Callable[[Any], Any], chunks: Sequence[Any], *, kind: TaskKind,
@@ -149,6 +154,7 @@ class Engine:
             case JoinSettings() as settings:
                 return _join(settings)
             case LocalSettings() as settings:
+                dask.config.set(LOCAL_RESTART)
                 self._cluster = _local(settings)
                 return Client(self._cluster)
             case _:

@@ -114,9 +114,9 @@ def told(event: tuple[float, Any]) -> tuple[int, TaskRecord]:
 
 
 def n_workers_of(client: Client) -> int:
-    """Workers that are there, at least 1. Raises RunError: the scheduler is gone."""
+    """How many workers are there. Raises RunError: the scheduler is gone."""
     try:
-        return max(1, len(client.nthreads()))
+        return len(client.nthreads())
     except (OSError, TimeoutError) as error:
         raise scheduler_gone(str(error)) from None
 

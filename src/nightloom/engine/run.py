@@ -54,10 +54,12 @@ from nightloom.engine.task import (
     run_step,
     tag_of,
 )
+from nightloom.errors import RunError
 from nightloom.schema.trace import TaskRecord
 from nightloom.store.products import FailureKind, new_work_folder
 
 COUNT_WORKERS_EVERY_S = 10.0
+LOOK_EVERY_S = 0.1
 URGENT = 10  # priority of what ends a product over the parts of the next
 REASON_LOST = "the worker that measured it died every time (memory, or a crash)"
 RETRY = "nightloom retry --failed tries them again"
@@ -65,12 +67,14 @@ GONE = "cancelled"  # what futures are when their scheduler is
 AGAIN = {"lost", "pending"}  # what they are when their result went with a worker
 
 
-def make_on(client: Client, root: Path, recipes: Iterable[Recipe]) -> Iterator[Event]:
+def make_on(
+    client: Client, root: Path, recipes: Iterable[Recipe], *, patience_s: float
+) -> Iterator[Event]:
     """Make products on a cluster, a bounded number of tasks at once.
 
-    Raises RunError: the scheduler is gone.
+    Raises RunError: the scheduler is gone, or there was no worker for as long as patience_s.
     """
-    driver = _Driver(client, root, recipes)
+    driver = _Driver(client, root, recipes, patience_s)
     try:
         yield from driver.run()
     finally:
@@ -95,12 +99,15 @@ class _Product:
 class _Driver:
     """The shell around a window: its futures, and the folders that its products grow in."""
 
-    def __init__(self, client: Client, root: Path, recipes: Iterable[Recipe]) -> None:
+    def __init__(
+        self, client: Client, root: Path, recipes: Iterable[Recipe], patience_s: float
+    ) -> None:
         self._client = client
         self._root = root
         self._coming = iter(recipes)
-        self._window = w.Window(n_workers_of(client))
-        self._counted = time.monotonic()
+        self._window = w.Window(max(1, n_workers_of(client)))
+        self._patience_s = patience_s
+        self._counted = self._last_seen = time.monotonic()  # workers
         self._products: dict[str, _Product] = {}
         self._task_of: dict[Any, w.Task] = {}  # by key; of those that did not end yet
         self._numbers: dict[int, w.Task] = {}  # what a record calls its task
@@ -261,7 +268,13 @@ class _Driver:
 
     def _wait(self) -> Iterator[Event]:
         """Take in what ended, at least one task."""
-        futures = self._done.next_batch()
+        if self._done.is_empty():
+            raise RuntimeError(f"nothing is in flight of {', '.join(self._products)}")
+        while not self._done.has_ready():
+            self._count_workers()
+            with self._done.thread_condition:
+                self._done.thread_condition.wait(timeout=LOOK_EVERY_S)
+        futures = self._done.next_batch(block=False)
         while self._told:
             number, record = self._told.popleft()
             yield TaskDone(record.product, record)
@@ -276,9 +289,22 @@ class _Driver:
                 yield from self._ended(task, future)
             else:
                 self._remove(self._dropped.pop(future.key, None))
-        if time.monotonic() - self._counted > COUNT_WORKERS_EVERY_S:
-            self._counted = time.monotonic()
-            self._inputs.append(w.WorkersChanged(n_workers_of(self._client)))
+        self._count_workers()
+
+    def _count_workers(self) -> None:
+        now = time.monotonic()
+        if now - self._counted < min(COUNT_WORKERS_EVERY_S, self._patience_s):
+            return
+        self._counted, n = now, n_workers_of(self._client)
+        if n:
+            self._last_seen = now
+            self._inputs.append(w.WorkersChanged(n))
+        elif now - self._last_seen > self._patience_s:
+            raise RunError(
+                where="workers",
+                why=f"all are gone, and none came back in {self._patience_s:g} s",
+                do="all done so far is kept; see what ended them, then run it again",
+            )
 
     def _ended(self, task: w.Task, future: Future) -> Iterator[Event]:
         product = self._products[task.product]

@@ -352,6 +352,13 @@ def inputs_of(frames: Sequence[PlannedFrame]) -> Inputs:
     return [(path, f"{size}-{digest}") for path, size, digest in zip(*columns, strict=True)]
 
 
+def frame_paths(frames: Sequence[PlannedFrame]) -> Sequence[str]:
+    """Their paths, in their order."""
+    if isinstance(frames, PlannedFrames):
+        return frames.column("path").tolist()  # type: ignore[no-any-return]
+    return [frame.path for frame in frames]
+
+
 def said_of(frames: Sequence[PlannedFrame], *names: str) -> Inputs:
     """What PlannedFrame.said says of each of these, in their order, at a part of its cost."""
     if not isinstance(frames, PlannedFrames):

@@ -24,7 +24,7 @@ from nightloom.image.calibrate import MASK_BAD
 from nightloom.image.centroid import windowed
 from nightloom.image.detect import Detections, background_at, background_mesh, detect
 from nightloom.image.psf import measure_psf
-from nightloom.plan.recipes import PlannedCube, said_of
+from nightloom.plan.recipes import PlannedFrame, frame_paths
 from nightloom.reduce.bands import stacked
 from nightloom.reduce.candidates import (
     Candidate,
@@ -80,12 +80,12 @@ def reference_settings(config: Config) -> ReferenceSettings:
 
 
 def pinned_inputs(
-    root: Path, product: str, settings: ReferenceSettings, cubes: Iterable[PlannedCube]
+    root: Path, product: str, settings: ReferenceSettings, frames: Iterable[Sequence[PlannedFrame]]
 ) -> tuple[tuple[str, str], ...] | None:
     """Inputs of the published reference where it still holds, else None.
 
-    cubes: of the field as they are planned now. A frame that the reference was made of and that
-    is no longer among theirs speaks neither for nor against it.
+    frames: of each cube of the field as it is planned now. One that the reference was made of and
+    that is no longer among them speaks neither for nor against it.
     """
     path = current(root, product)
     if path is None:
@@ -97,10 +97,10 @@ def pinned_inputs(
     ):
         return None
     inputs = {name: digest for name, digest in attributes["inputs"]}
-    for cube in cubes:
-        paths = cube.frames.column("path")
-        mine = [k for k, path in enumerate(paths) if f"{path} {' '.join(SCALE)}" in inputs]
-        if any(inputs[name] != said for name, said in said_of(cube.some(mine).frames, *SCALE)):
+    end = " ".join(SCALE)
+    for some in frames:
+        mine = [k for k, path in enumerate(frame_paths(some)) if f"{path} {end}" in inputs]
+        if any(inputs[name] != said for name, said in (some[k].said(*SCALE) for k in mine)):
             return None
     return tuple(inputs.items())
 

@@ -70,8 +70,8 @@ def summed_up(trace: pd.DataFrame) -> TraceSummary:
 
 
 def _measuring(tasks: pd.DataFrame) -> pd.Series:
-    """Tasks whose frames count: a frame goes through a step once that is done."""
-    return (tasks["kind"] == "step") & (tasks["outcome"] == "done")
+    """Tasks whose frames count: a frame is measured once that is done."""
+    return (tasks["what"] == "cube") & (tasks["kind"] == "step") & (tasks["outcome"] == "done")
 
 
 def _sums(group: pd.DataFrame) -> dict[str, Any]:
