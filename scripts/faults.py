@@ -34,7 +34,7 @@ from pathlib import Path
 import psutil
 
 from nightloom.archive import FRAMES, open_archive, open_dataset
-from nightloom.engine.run import REASON_LOST
+from nightloom.engine.calls import REASON_LOST
 from nightloom.errors import NightloomError
 from nightloom.pipeline import read_frames
 from nightloom.store.encodings import missing_shards, read_arrays, read_attributes
@@ -402,7 +402,7 @@ class Reader:
 
     def _poll(self) -> None:
         seen: set[Path] = set()
-        while not self._end.wait(0.02):
+        while not self._end.wait(0.1):
             if not opens(self._root):
                 self.broken.add("ledger")
             for name in self._names:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nightloom.engine import moves as m
 from nightloom.engine import window as w
 
 
@@ -18,16 +19,16 @@ class World:
     """Plays scheduler and workers: ends tasks in any order, kills some, checks every output."""
 
     window: w.Window
-    shapes: list[w.Shape]
+    shapes: list[m.Shape]
     killers: set[tuple[str, int]]  # items that kill whoever measures them
     fails: set[str]  # products whose finish fails
     random: Random
     trouble: float  # how often an innocent task is killed or loses its results
-    running: dict[w.Task, tuple[w.Task, ...]] = field(default_factory=dict)
+    running: dict[m.Task, tuple[m.Task, ...]] = field(default_factory=dict)
     deaths: Counter[tuple[str, str, int, int]] = field(default_factory=Counter)
     rows: dict[str, Counter[int]] = field(default_factory=dict)  # packed or finished, by item
     given_up: dict[str, set[int]] = field(default_factory=dict)
-    held: dict[w.Task, list[int]] = field(default_factory=dict)  # items whose rows are kept
+    held: dict[m.Task, list[int]] = field(default_factory=dict)  # items whose rows are kept
     started: Counter[str] = field(default_factory=Counter)
     concluded: dict[str, str] = field(default_factory=dict)
     progress: Counter[str] = field(default_factory=Counter)
@@ -39,7 +40,7 @@ class World:
         for _ in range(200_000):
             if self.window.wants_product:
                 shape = next(coming, None)
-                event = w.NoMoreProducts() if shape is None else w.ProductAdded(shape)
+                event = m.NoMoreProducts() if shape is None else m.ProductAdded(shape)
                 self.obey(self.window.feed(event))
             elif self.window.is_empty:
                 break
@@ -62,16 +63,16 @@ class World:
         if how == "done" and task.kind == "finish":
             self.rows[task.product] = Counter(self.gathered(needs))
         if self.random.random() < 0.3:
-            self.obey(self.window.feed(w.TaskTimed(task, self.random.choice([0.0, 0.2, 9.0]))))
+            self.obey(self.window.feed(m.TaskTimed(task, self.random.choice([0.0, 0.2, 9.0]))))
         if self.random.random() < 0.05:
-            self.obey(self.window.feed(w.WorkersChanged(self.random.randrange(9))))
-        self.obey(self.window.feed(w.TaskEnded(task, how, deaths)))
+            self.obey(self.window.feed(m.WorkersChanged(self.random.randrange(9))))
+        self.obey(self.window.feed(m.TaskEnded(task, how, deaths)))
 
-    def gathered(self, needs: tuple[w.Task, ...]) -> list[int]:
+    def gathered(self, needs: tuple[m.Task, ...]) -> list[int]:
         assert list(needs) == sorted(needs, key=lambda task: task.first)
         return [item for need in needs for item in self.held[need]]
 
-    def how(self, task: w.Task) -> tuple[w.Ending, int]:
+    def how(self, task: m.Task) -> tuple[m.Ending, int]:
         key = (task.product, task.kind, task.first, task.last)
         items = {(task.product, item) for item in range(task.first, task.last)}
         if task.kind == "step" and items & self.killers:
@@ -88,28 +89,28 @@ class World:
                 return "killed", self.random.randrange(2)
         return "done", 0
 
-    def obey(self, outputs: list[w.Output]) -> None:
+    def obey(self, outputs: list[m.Output]) -> None:
         for output in outputs:
             match output:
-                case w.Start(product=product):
+                case m.Start(product=product):
                     self.started[product] += 1
-                case w.Submit(task=task, needs=needs):
+                case m.Submit(task=task, needs=needs):
                     assert task not in self.running
                     assert all(need in self.held for need in needs)
                     self.running[task] = needs
-                case w.GiveUp(task=task):
+                case m.GiveUp(task=task):
                     assert task.n_items == 1
                     self.given_up.setdefault(task.product, set()).add(task.first)
                     self.held[task] = [task.first]
-                case w.Progress(product=product, n_items=n):
+                case m.Progress(product=product, n_items=n):
                     self.progress[product] += n
-                case w.Release(tasks=tasks):
+                case m.Release(tasks=tasks):
                     for task in tasks:
                         del self.held[task]
-                case w.Drop(product=product):
+                case m.Drop(product=product):
                     self.rounds[product] += 1
                     self.forget(product)
-                case w.Conclude(product=product, how=how):
+                case m.Conclude(product=product, how=how):
                     assert product not in self.concluded
                     self.concluded[product] = how
                     self.forget(product)
@@ -123,7 +124,7 @@ class World:
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     shapes = [
-        w.Shape(
+        m.Shape(
             f"{draw(st.sampled_from(['cube', 'page']))}/{i}",
             n_items=draw(st.sampled_from([0, 1, 2, 7, 30, 200])),
             chunk_items=draw(st.integers(1, 9)),
@@ -165,54 +166,54 @@ def test_every_product_is_concluded_once_with_every_item(world: World) -> None:
             assert world.given_up.get(name, set()) == bad
 
 
-def play(shape: w.Shape, n_workers: int, part_s: float) -> list[w.Task]:
+def play(shape: m.Shape, n_workers: int, part_s: float) -> list[m.Task]:
     """The parts of one product when every item takes the same time."""
     window = w.Window(n_workers)
-    queue = [*window.feed(w.ProductAdded(shape)), *window.feed(w.NoMoreProducts())]
-    parts: list[w.Task] = []
+    queue = [*window.feed(m.ProductAdded(shape)), *window.feed(m.NoMoreProducts())]
+    parts: list[m.Task] = []
     while queue:
         output = queue.pop(0)
-        if isinstance(output, w.Submit):
+        if isinstance(output, m.Submit):
             task = output.task
             if task.kind == "step":
                 parts.append(task)
-            queue += window.feed(w.TaskTimed(task, part_s * task.n_items))
-            queue += window.feed(w.TaskEnded(task, "done"))
+            queue += window.feed(m.TaskTimed(task, part_s * task.n_items))
+            queue += window.feed(m.TaskEnded(task, "done"))
     assert window.is_empty
     return parts
 
 
 def test_parts_grow_to_seconds_of_work_whatever_was_guessed() -> None:
-    shape = w.Shape("cube/a", 20_000, 1, 1 << 30, packs=False, quarantines=True)
+    shape = m.Shape("cube/a", 20_000, 1, 1 << 30, packs=False, quarantines=True)
     parts = play(shape, 2, 0.05)
     sizes = [task.n_items for task in parts]
     assert sizes[0] == 1
     assert max(sizes) == round(w.TARGET_S / 0.05)
-    wrong = w.Shape("cube/a", 20_000, 1000, 1 << 30, packs=False, quarantines=True)
+    wrong = m.Shape("cube/a", 20_000, 1000, 1 << 30, packs=False, quarantines=True)
     assert max(t.n_items for t in play(wrong, 2, 0.05)[10:]) == round(w.TARGET_S / 0.05)
 
 
 def test_a_small_night_is_shared_by_all_workers() -> None:
-    shape = w.Shape("cube/a", 40, 100, 1 << 30, packs=True, quarantines=True)
+    shape = m.Shape("cube/a", 40, 100, 1 << 30, packs=True, quarantines=True)
     assert len(play(shape, 8, 0.01)) >= 16
 
 
 def test_a_million_frames_never_fill_the_scheduler() -> None:
     window = w.Window(4)
     most = n_parts = 0
-    running: list[w.Task] = []
-    coming = (w.Shape(f"cube/{i}", 100, 4, 512, packs=True, quarantines=True)
+    running: list[m.Task] = []
+    coming = (m.Shape(f"cube/{i}", 100, 4, 512, packs=True, quarantines=True)
               for i in range(2_000))  # fmt: skip
     concluded = 0
     while not (window.is_empty and not window.wants_product):
         if window.wants_product:
             shape = next(coming, None)
-            outputs = window.feed(w.NoMoreProducts() if shape is None else w.ProductAdded(shape))
+            outputs = window.feed(m.NoMoreProducts() if shape is None else m.ProductAdded(shape))
         else:
-            outputs = window.feed(w.TaskEnded(running.pop(0), "done"))
-        running += [o.task for o in outputs if isinstance(o, w.Submit)]
-        n_parts += sum(isinstance(o, w.Submit) and o.task.kind == "step" for o in outputs)
-        concluded += sum(isinstance(o, w.Conclude) for o in outputs)
+            outputs = window.feed(m.TaskEnded(running.pop(0), "done"))
+        running += [o.task for o in outputs if isinstance(o, m.Submit)]
+        n_parts += sum(isinstance(o, m.Submit) and o.task.kind == "step" for o in outputs)
+        concluded += sum(isinstance(o, m.Conclude) for o in outputs)
         most = max(most, len(running))
     assert concluded == 2_000
     assert n_parts == pytest.approx(2_000 * 25, rel=0.01)
@@ -221,7 +222,7 @@ def test_a_million_frames_never_fill_the_scheduler() -> None:
 
 def test_a_product_twice_at_once_is_refused() -> None:
     window = w.Window()
-    shape = w.Shape("cube/a", 3, 1, 8, packs=True, quarantines=True)
-    window.feed(w.ProductAdded(shape))
+    shape = m.Shape("cube/a", 3, 1, 8, packs=True, quarantines=True)
+    window.feed(m.ProductAdded(shape))
     with pytest.raises(ValueError, match="in flight already"):
-        window.feed(w.ProductAdded(shape))
+        window.feed(m.ProductAdded(shape))

@@ -12,16 +12,18 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dask.bag import Bag
 from dask.highlevelgraph import HighLevelGraph
 from distributed import Client, Future, KilledWorker, as_completed
-from distributed.protocol.pickle import dumps, loads
+from distributed.protocol.pickle import dumps
 
+from nightloom.engine import moves as m
 from nightloom.engine import window as w
+from nightloom.engine.calls import call_of, lost_row, on_worker_step, shape_of, with_killed
 from nightloom.engine.futures import (
     RETRIES,
     n_workers_of,
@@ -33,8 +35,6 @@ from nightloom.engine.futures import (
 )
 from nightloom.engine.recipe import (
     Event,
-    Failed,
-    Finished,
     ItemsDone,
     Recipe,
     Started,
@@ -48,10 +48,6 @@ from nightloom.engine.task import (
     lines_of,
     lost_record,
     run_alone,
-    run_begin,
-    run_finish,
-    run_pack,
-    run_step,
     tag_of,
 )
 from nightloom.errors import RunError
@@ -61,8 +57,6 @@ from nightloom.store.products import FailureKind, new_work_folder
 COUNT_WORKERS_EVERY_S = 10.0
 LOOK_EVERY_S = 0.1
 URGENT = 10  # priority of what ends a product over the parts of the next
-REASON_LOST = "the worker that measured it died every time (memory, or a crash)"
-RETRY = "nightloom retry --failed tries them again"
 GONE = "cancelled"  # what futures are when their scheduler is
 AGAIN = {"lost", "pending"}  # what they are when their result went with a worker
 
@@ -88,10 +82,10 @@ class _Product:
     recipe: Recipe
     began: float = 0.0
     work: Path = Path()
-    held: dict[w.Task, Future | TaskResult] = field(default_factory=dict)
-    tags: dict[w.Task, Tag] = field(default_factory=dict)
+    held: dict[m.Task, Future | TaskResult] = field(default_factory=dict)
+    tags: dict[m.Task, Tag] = field(default_factory=dict)
     numbers: list[int] = field(default_factory=list)
-    failed: set[w.Task] = field(default_factory=set)  # whose result is a failure
+    failed: set[m.Task] = field(default_factory=set)  # whose result is a failure
     failure: TaskResult | None = None
     n_killed: int = 0  # items that were given up
 
@@ -109,11 +103,11 @@ class _Driver:
         self._patience_s = patience_s
         self._counted = self._last_seen = time.monotonic()  # workers
         self._products: dict[str, _Product] = {}
-        self._task_of: dict[Any, w.Task] = {}  # by key; of those that did not end yet
-        self._numbers: dict[int, w.Task] = {}  # what a record calls its task
+        self._task_of: dict[Any, m.Task] = {}  # by key; of those that did not end yet
+        self._numbers: dict[int, m.Task] = {}  # what a record calls its task
         self._count = itertools.count()
-        self._steps: list[w.Task] = []  # to be sent together
-        self._inputs: deque[w.Input] = deque()
+        self._steps: list[m.Task] = []  # to be sent together
+        self._inputs: deque[m.Input] = deque()
         self._done = as_completed(raise_errors=False)
         self._dropped: dict[Any, Path] = {}  # folder of each task that may still write there
         self._told: deque[tuple[int, TaskRecord]] = deque()
@@ -147,10 +141,10 @@ class _Driver:
     def _add_product(self) -> None:
         recipe = next(self._coming, None)
         if recipe is None:
-            self._inputs.append(w.NoMoreProducts())
+            self._inputs.append(m.NoMoreProducts())
         else:
             self._products[recipe.product] = _Product(recipe)
-            self._inputs.append(w.ProductAdded(_shape(recipe)))
+            self._inputs.append(m.ProductAdded(shape_of(recipe)))
 
     def _obey(self) -> Iterator[Event]:
         while self._inputs:
@@ -158,41 +152,41 @@ class _Driver:
                 yield from self._do(output)
         self._send_steps()
 
-    def _do(self, output: w.Output) -> Iterator[Event]:
+    def _do(self, output: m.Output) -> Iterator[Event]:
         match output:
-            case w.Start(product=name):
+            case m.Start(product=name):
                 product = self._products[name]
                 product.began = time.perf_counter()
                 yield Started(name, len(product.recipe.items))
-            case w.Submit(task=task, needs=needs):
+            case m.Submit(task=task, needs=needs):
                 self._submit(task, needs)
-            case w.GiveUp(task=task):
+            case m.GiveUp(task=task):
                 product = self._products[task.product]
-                product.held[task] = TaskResult(value=[_lost_row(product.recipe, task)])
+                product.held[task] = TaskResult(value=[lost_row(product.recipe, task)])
                 product.n_killed += 1
-            case w.Progress(product=name, n_items=n):
+            case m.Progress(product=name, n_items=n):
                 yield ItemsDone(name, n)
-            case w.Release(tasks=tasks):
+            case m.Release(tasks=tasks):
                 product = self._products[tasks[0].product]
                 results = [product.held.pop(task, None) for task in tasks]
                 # In the client's thread, which each of them would have to wake otherwise.
                 self._client.loop.add_callback(results.clear)
                 for task in tasks:
                     product.tags.pop(task, None)
-            case w.Drop(product=name):
+            case m.Drop(product=name):
                 self._drop(name)
-            case w.Conclude(product=name, task=task):
+            case m.Conclude(product=name, task=task):
                 product = self._products[name]
                 result = product.failure or value_of(product.held[task])
                 self._drop(name)
                 del self._products[name]
                 yield from lines_of(name, result)
-                yield _with_killed(
+                yield with_killed(
                     conclude(product.recipe, result, time.perf_counter() - product.began),
                     product.n_killed,
                 )
 
-    def _submit(self, task: w.Task, needs: tuple[w.Task, ...]) -> None:
+    def _submit(self, task: m.Task, needs: tuple[m.Task, ...]) -> None:
         product = self._products[task.product]
         recipe = product.recipe
         first, last = (task.first, task.last) if task.kind == "step" else (0, 0)
@@ -204,13 +198,13 @@ class _Driver:
                 self._fail(task, "transient", f"can't start: {error}")
                 return
             if recipe.begin is None:
-                self._inputs.append(w.TaskEnded(task, "done"))
+                self._inputs.append(m.TaskEnded(task, "done"))
                 return
         if task.kind == "step" and not task.tries:
             self._steps.append(task)
             return
         results = [product.held[need] for need in needs]
-        call = _call(self._root, recipe, task, product.work, results)
+        call = call_of(self._root, recipe, task, product.work, results)
         if task.tries:
             call = (run_alone, self._marker(task), *call)
         future = self._client.submit(
@@ -233,7 +227,7 @@ class _Driver:
             common = dumps((self._topic, recipe.step, recipe.job))
             key = f"step-{new_id()}/{name}"
             parts = {
-                (key, i): (_on_worker_step, common, dumps((
+                (key, i): (on_worker_step, common, dumps((
                     self._numbered(task), product.tags[task], recipe.items[task.first : task.last],
                 )))
                 for i, task in enumerate(group)
@@ -247,13 +241,13 @@ class _Driver:
         self._watch(zip(self._steps, futures, strict=True))
         self._steps = []
 
-    def _numbered(self, task: w.Task) -> int:
+    def _numbered(self, task: m.Task) -> int:
         number = next(self._count)
         self._numbers[number] = task
         self._products[task.product].numbers.append(number)
         return number
 
-    def _watch(self, sent: Iterable[tuple[w.Task, Future]]) -> None:
+    def _watch(self, sent: Iterable[tuple[m.Task, Future]]) -> None:
         futures = []
         for task, future in sent:
             self._task_of[future.key] = task
@@ -280,7 +274,7 @@ class _Driver:
             yield TaskDone(record.product, record)
             task = self._numbers.get(number)
             if task is not None and record.outcome == "done":
-                self._inputs.append(w.TaskTimed(task, record.seconds))
+                self._inputs.append(m.TaskTimed(task, record.seconds))
             elif task is not None and record.outcome == "failed":
                 self._products[task.product].failed.add(task)
         for future in futures:
@@ -298,7 +292,7 @@ class _Driver:
         self._counted, n = now, n_workers_of(self._client)
         if n:
             self._last_seen = now
-            self._inputs.append(w.WorkersChanged(n))
+            self._inputs.append(m.WorkersChanged(n))
         elif now - self._last_seen > self._patience_s:
             raise RunError(
                 where="workers",
@@ -306,7 +300,7 @@ class _Driver:
                 do="all done so far is kept; see what ended them, then run it again",
             )
 
-    def _ended(self, task: w.Task, future: Future) -> Iterator[Event]:
+    def _ended(self, task: m.Task, future: Future) -> Iterator[Event]:
         product = self._products[task.product]
         if future.status in AGAIN:
             # Since it ended, the last worker that had its result is gone: it is made again.
@@ -316,11 +310,11 @@ class _Driver:
             self._is_lost = True
             raise scheduler_gone(f"it let go of {future.key}")
         if future.status == "finished" and task not in product.failed:
-            self._inputs.append(w.TaskEnded(task, "done"))
+            self._inputs.append(m.TaskEnded(task, "done"))
             return
         if future.status == "finished":
             product.failure = value_of(future)
-            self._inputs.append(w.TaskEnded(task, "failed"))
+            self._inputs.append(m.TaskEnded(task, "failed"))
             return
         error = future.exception()
         if not isinstance(error, KilledWorker):
@@ -329,13 +323,13 @@ class _Driver:
         yield TaskDone(task.product, lost_record(product.tags[task]))
         deaths = deaths_of(self._marker(task)) if task.tries else 0
         is_own = error.task == future.key
-        self._inputs.append(w.TaskEnded(task, "killed" if is_own else "lost", deaths))
+        self._inputs.append(m.TaskEnded(task, "killed" if is_own else "lost", deaths))
 
-    def _fail(self, task: w.Task, kind: FailureKind, why: str) -> None:
+    def _fail(self, task: m.Task, kind: FailureKind, why: str) -> None:
         self._products[task.product].failure = TaskResult(failure=(kind, why, ""))
-        self._inputs.append(w.TaskEnded(task, "failed"))
+        self._inputs.append(m.TaskEnded(task, "failed"))
 
-    def _marker(self, task: w.Task) -> Path:
+    def _marker(self, task: m.Task) -> Path:
         return self._products[task.product].work / f".alone-{task.kind}-{task.first}"
 
     def _drop(self, name: str) -> None:
@@ -364,49 +358,3 @@ class _Driver:
 
 async def _add(done: as_completed, futures: list[Future]) -> None:
     done.update(futures)
-
-
-def _with_killed(end: Finished | Failed, n_killed: int) -> Finished | Failed:
-    if not n_killed or isinstance(end, Failed):
-        return end
-    caveat = f"{n_killed} frames killed their workers: {RETRY}"
-    made = replace(end.made, n_killed=n_killed, caveats=(*end.made.caveats, caveat))
-    return replace(end, made=made)
-
-
-def _lost_row(recipe: Recipe, task: w.Task) -> Any:
-    assert recipe.lost is not None
-    return recipe.lost(recipe.job, recipe.items[task.first], REASON_LOST)
-
-
-def _shape(recipe: Recipe) -> w.Shape:
-    n_items = len(recipe.items) if recipe.step is not None else 0
-    return w.Shape(
-        recipe.product, n_items, recipe.chunk_items, recipe.shard_items,
-        packs=recipe.pack is not None, quarantines=recipe.lost is not None,
-    )  # fmt: skip
-
-
-def _call(
-    root: Path, recipe: Recipe, task: w.Task, work: Path, results: list[Any]
-) -> tuple[Any, ...]:
-    """Function and arguments of a task that is sent alone."""
-    job = recipe.job
-    match task.kind:
-        case "begin":
-            return run_begin, recipe.begin, job, work
-        case "step":
-            return run_step, recipe.step, job, recipe.items[task.first : task.last]
-        case "pack":
-            return run_pack, recipe.pack, job, work, task.first, results
-        case "finish":
-            return (
-                run_finish, root, recipe.product, recipe.fingerprint, recipe.finish, job, work,
-                results,
-            )  # fmt: skip
-
-
-def _on_worker_step(common: bytes, part: bytes) -> TaskResult:
-    topic, step, job = loads(common)
-    number, tag, items = loads(part)
-    return on_worker(topic, number, tag, run_step, step, job, items)

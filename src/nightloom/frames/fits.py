@@ -23,11 +23,10 @@ from typing import Any
 
 import astropy.io.fits
 import numpy as np
-from numpy.typing import NDArray
 
 from nightloom.errors import FrameError, TransientError
 from nightloom.frames.cards import CARD_BYTES, Cards, Value, parse_value, split_cards, value_of
-from nightloom.image.calibrate import swap_and_offset
+from nightloom.frames.scaling import Pixels, scaled
 
 BLOCK_BYTES = 2880
 _FIRST_READ = 4 * BLOCK_BYTES  # 144 cards: one read serves nearly every header
@@ -36,7 +35,6 @@ _END = b"END".ljust(8)
 _HASH_READ = 1 << 20
 _RAW_DTYPE = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 
-Pixels = NDArray[Any]
 Stream = io.FileIO | gzip.GzipFile | bz2.BZ2File
 
 
@@ -141,8 +139,8 @@ def read_pixels(path: Path, hdu_index: int, *, rows: slice | None = None) -> Pix
             raw = _read_rows(file, hdu, start, stop, where=where)
             while size is None and stop == hdu.ny and file.read(_HASH_READ):
                 pass  # the checksum of a packed file stands at its end
-            return _scaled(raw, hdu)
-    return _scaled(_read_tiles(path, hdu, start, stop, where=where), hdu)
+            return scaled(raw, hdu.raw, hdu.bitpix)
+    return scaled(_read_tiles(path, hdu, start, stop, where=where), hdu.raw, hdu.bitpix)
 
 
 def locate_image(path: Path, hdu_index: int) -> Hdu:
@@ -167,7 +165,7 @@ def locate_image(path: Path, hdu_index: int) -> Hdu:
 def pixel_dtype(hdu: Hdu) -> np.dtype[Any]:
     """Type of what `read_pixels` returns of an image."""
     native = np.dtype(_RAW_DTYPE[hdu.bitpix]).newbyteorder("=")
-    return _scaled(np.zeros((1, 1), native), hdu).dtype
+    return scaled(np.zeros((1, 1), native), hdu.raw, hdu.bitpix).dtype
 
 
 def stored_zero(hdu: Hdu) -> int | None:
@@ -364,45 +362,3 @@ def _read_tiles(path: Path, hdu: Hdu, start: int, stop: int, *, where: str) -> P
         except (ValueError, IndexError, KeyError, TypeError, RuntimeError) as error:
             raise FrameError(where=where, why=f"its tiles can't be unpacked: {error}") from error
     return raw.astype(raw.dtype.newbyteorder("="), copy=not raw.flags.writeable)
-
-
-def _scaled(raw: Pixels, hdu: Hdu) -> Pixels:
-    """Stored numbers to physical ones. Source: FITS standard 4.0, sections 4.4.2.5 and 5.2.5."""
-    scale, zero = _number(hdu.raw, "BSCALE", 1.0), _number(hdu.raw, "BZERO", 0.0)
-    plain = scale == 1.0 and zero == 0.0
-    blank = value_of(hdu.raw, "BLANK")
-    if blank is None:
-        blank = value_of(hdu.raw, "ZBLANK")
-    swapped = not raw.dtype.isnative
-    if swapped and hdu.bitpix == 16 and scale == 1.0 and zero == 2.0**15 and blank is None:
-        words = raw.view(np.uint16)  # what nearly all cameras write, in one pass
-        swap_and_offset(words.reshape(-1))
-        return words
-    if swapped:
-        raw = raw.byteswap(inplace=True).view(raw.dtype.newbyteorder())
-    if hdu.bitpix < 0:
-        return raw.astype(np.float32, copy=False) if plain else _affine(raw, scale, zero)
-    bits = abs(hdu.bitpix)
-    if isinstance(blank, int):
-        pixels = _affine(raw, scale, zero)
-        pixels[raw == blank] = np.nan
-        return pixels
-    if plain:
-        return raw
-    if scale == 1.0 and hdu.bitpix > 8 and zero == 2.0 ** (bits - 1):
-        unsigned = raw.view(np.dtype(f"u{bits // 8}"))
-        np.bitwise_xor(unsigned, unsigned.dtype.type(1 << (bits - 1)), out=unsigned)
-        return unsigned
-    if scale == 1.0 and hdu.bitpix == 8 and zero == -128.0:
-        return (raw ^ np.uint8(128)).view(np.int8)
-    return _affine(raw, scale, zero)
-
-
-def _affine(raw: Pixels, scale: float, zero: float) -> Pixels:
-    physical: Pixels = (raw * np.float64(scale) + np.float64(zero)).astype(np.float32)
-    return physical
-
-
-def _number(raw: Cards, keyword: str, default: float) -> float:
-    value = value_of(raw, keyword)
-    return float(value) if isinstance(value, int | float) else default
