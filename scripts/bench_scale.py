@@ -120,9 +120,9 @@ def make_archive(folder: Path, n_frames: int) -> Path:
 
 
 def spin(job: Job, items: tuple[Any, ...]) -> list[int]:
-    """Work of a known cost: CPU time, whatever else the machine does."""
-    end = time.process_time() + job.spin_s * len(items)
-    while time.process_time() < end:
+    """Work of a known cost: CPU of this thread, for what the worker does besides is lost."""
+    end = time.thread_time() + job.spin_s * len(items)
+    while time.thread_time() < end:
         pass
     return [0] * len(items)
 

@@ -287,7 +287,7 @@ FAULTS = (
     Fault("read-only products", read_only, (0, 1, 3), needs_root=True),
     Fault("file removed", file_removed, (0, 1)),
     Fault("file truncated", file_truncated, (0, 1)),
-    Fault("frame kills worker", frame_kills, (0,)),
+    Fault("frame kills worker", frame_kills, (0, 1)),
     Fault("two drivers", two_drivers, (0,)),
 )
 

@@ -28,6 +28,7 @@ QUIET = {
     "distributed.worker.profile.interval": "10s",
     "distributed.worker.profile.cycle": "100s",
     "distributed.admin.system-monitor.interval": "5s",
+    "distributed.admin.tick.interval": "1s",  # at 20 ms each process burns 15 ms a second idle
     "distributed.scheduler.allowed-failures": 1,
     "distributed.worker.multiprocessing-method": "spawn",
     # A worker that pauses on memory which no task holds stays paused for ever (distributed #5999).
