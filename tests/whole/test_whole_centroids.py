@@ -93,6 +93,8 @@ def test_places_are_as_good_as_the_bound_says(
     dx, dy, bound = errors_px(config, places)
     assert len(dx) > 150
     share = np.array([dx, dy]) / np.maximum(bound, ASKED_PX / 1.3)
-    assert 0.85 < np.sqrt(np.mean(share**2)) < bounds  # below: the bound is wrong
+    # Below the bound: stars that the noise made seem fainter were placed by the alignment, and are
+    # not among these. Further below, the bound is wrong.
+    assert 0.75 < np.sqrt(np.mean(share**2)) < bounds
     assert abs(np.mean(dx)) < ASKED_PX
     assert abs(np.mean(dy)) < ASKED_PX
