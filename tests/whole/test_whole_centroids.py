@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 
 from archives import archive_of, run
 from cramer_rao import Floats, bounds_px
+from nightloom.image.annulus import Annuli
+from nightloom.image.centroid import Centroids
+from nightloom.reduce import measure
+from nightloom.reduce.detection import Exposure
+from nightloom.reduce.positions import Positions
 from nightloom.synth.archive import write_archive
 from nightloom.synth.truth import Instrument, SynthSpec
 
@@ -79,22 +84,31 @@ def errors_px(config: Path, places: Places) -> tuple[Floats, Floats, Floats]:
     return dx[chosen], dy[chosen], places.bound_px[rows][:, star_of][chosen]
 
 
+def centroids_alone(
+    exposure: Exposure, x_px: Floats, y_px: Floats, found: Centroids, annuli: Annuli, *,
+    fwhm_px: float,
+) -> Positions:  # fmt: skip
+    """Centroids wherever there is one, however little they are worth."""
+    x, y = np.where(found.ok, found.x_px, x_px), np.where(found.ok, found.y_px, y_px)
+    return Positions(x, y, fallback=~found.ok, forced=np.zeros_like(found.ok))
+
+
 @pytest.mark.parametrize(
     ("centroid", "bounds"),
     [("gaussian2d", 1.15), ("ballet", 1.2), ("windowed", 1.2), ("quadratic", 1.2)],
 )
 def test_places_are_as_good_as_the_bound_says(
-    night: tuple[Path, Places], centroid: str, bounds: float
+    night: tuple[Path, Places], centroid: str, bounds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Else the places of faint stars would be those of the alignment, and none of the centroid's.
+    monkeypatch.setattr(measure, "steadiest", centroids_alone)
     config, places = night
     text = config.read_text(encoding="utf-8").split("[photometry]")[0]
     config.write_text(f'{text}[photometry]\ncentroid = "{centroid}"\n', encoding="utf-8")
     assert run(config).exit_code == 0
     dx, dy, bound = errors_px(config, places)
-    assert len(dx) > 150
+    assert len(dx) > 200
     share = np.array([dx, dy]) / np.maximum(bound, ASKED_PX / 1.3)
-    # Below the bound: stars that the noise made seem fainter were placed by the alignment, and are
-    # not among these. Further below, the bound is wrong.
-    assert 0.75 < np.sqrt(np.mean(share**2)) < bounds
+    assert 0.85 < np.sqrt(np.mean(share**2)) < bounds  # below: the bound is wrong
     assert abs(np.mean(dx)) < ASKED_PX
     assert abs(np.mean(dy)) < ASKED_PX
