@@ -212,10 +212,7 @@ def _measure(
     middle_x, middle_y = (nx - 1) / 2, (ny - 1) / 2
     centre_x, centre_y = alignment.apply(placed.matrix, np.array([middle_x]), np.array([middle_y]))
     transparency = _transparency(flux, radii_px, fwhm_px, stars, item.frame.exposure_s)
-    data = data_of(item.frame)
-    inside_px = np.minimum.reduce(
-        [x - data.x0 + 0.5, y - data.y0 + 0.5, data.x1 - 0.5 - x, data.y1 - 0.5 - y]
-    )
+    inside_px = _inside_px(item.frame, x, y)
     flags = _star_flags(marks, annuli, positions, fwhm_px)
     flags[~(inside_px >= FLAG_RADIUS_FWHM * fwhm_px)] |= BITS["edge"]
     flux[~(inside_px > 0)] = np.nan
@@ -244,6 +241,15 @@ def _measure(
         "frame_flags": _frame_flags(sight, placed, settings),
         "aperture_radius_px": radii_px.astype(np.float32),
     }
+
+
+def _inside_px(
+    frame: PlannedFrame, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How far within the edges of the data each star lies."""
+    data = data_of(frame)
+    sides = [x - data.x0 + 0.5, y - data.y0 + 0.5, data.x1 - 0.5 - x, data.y1 - 0.5 - y]
+    return np.asarray(np.minimum.reduce(sides))
 
 
 def _reach_px(settings: PhotometrySection, fwhm_px: float) -> float:
