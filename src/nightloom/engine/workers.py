@@ -29,6 +29,9 @@ QUIET = {
     "distributed.worker.profile.cycle": "100s",
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.admin.tick.interval": "1s",  # at 20 ms each process burns 15 ms a second idle
+    # Of each worker the scheduler keeps the last messages, with the tasks in them: for a thousand
+    # workers a thousand messages each, by default.
+    "distributed.admin.low-level-log-length": 20,
     "distributed.scheduler.allowed-failures": 1,
     "distributed.worker.multiprocessing-method": "spawn",
     # A worker that pauses on memory which no task holds stays paused for ever (distributed #5999).
