@@ -152,15 +152,18 @@ def _residual(
 
 
 @njit(nogil=True, cache=True)
-def _down(rows: Pixels, taps: Pixels, out: Pixels) -> None:
-    """Eleven rows, one behind the other, under the inner taps: one pass, one expression."""
+def _down(rows: Pixels, taps: Pixels, out: Pixels, next_out: Pixels) -> None:
+    """Twelve rows, one behind the other, under the inner taps: two lines, as they share them."""
     t0, t1, t2, t3, t4, t5 = taps[0], taps[1], taps[2], taps[3], taps[4], taps[5]
     for x in range(len(out)):
-        near = t0 * rows[x + 5 * _STRIP] + t1 * (rows[x + 4 * _STRIP] + rows[x + 6 * _STRIP])
-        far = t3 * (rows[x + 2 * _STRIP] + rows[x + 8 * _STRIP])
-        far += t4 * (rows[x + _STRIP] + rows[x + 9 * _STRIP])
-        far += t5 * (rows[x] + rows[x + 10 * _STRIP])
-        out[x] = near + t2 * (rows[x + 3 * _STRIP] + rows[x + 7 * _STRIP]) + far
+        r0, r1, r2 = rows[x], rows[x + _STRIP], rows[x + 2 * _STRIP]
+        r3, r4, r5 = rows[x + 3 * _STRIP], rows[x + 4 * _STRIP], rows[x + 5 * _STRIP]
+        r6, r7, r8 = rows[x + 6 * _STRIP], rows[x + 7 * _STRIP], rows[x + 8 * _STRIP]
+        r9, r10, r11 = rows[x + 9 * _STRIP], rows[x + 10 * _STRIP], rows[x + 11 * _STRIP]
+        far = t3 * (r2 + r8) + t4 * (r1 + r9) + t5 * (r0 + r10)
+        out[x] = t0 * r5 + t1 * (r4 + r6) + t2 * (r3 + r7) + far
+        far = t3 * (r3 + r9) + t4 * (r2 + r10) + t5 * (r1 + r11)
+        next_out[x] = t0 * r6 + t1 * (r5 + r7) + t2 * (r4 + r8) + far
 
 
 @njit(nogil=True, cache=True)
@@ -180,37 +183,57 @@ def _add_pair(a: Pixels, b: Pixels, tap: np.float32, out: Pixels) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _filtered(rows: Pixels, taps: Pixels, down: Pixels, out: Pixels) -> None:
-    """The middle of rows one behind the other, filtered with the taps down and then across."""
+def _filter_down(rows: Pixels, taps: Pixels, out: Pixels, next_out: Pixels) -> None:
+    """The two middle ones of rows one behind the other, filtered with the taps down."""
     reach = len(taps) - 1
-    _down(rows[(reach - _INNER) * _STRIP :], taps, down)
+    _down(rows[(reach - _INNER) * _STRIP :], taps, out, next_out)
     for k in range(_INNER + 1, reach + 1):
         before, behind = rows[(reach - k) * _STRIP :], rows[(reach + k) * _STRIP :]
-        _add_pair(before, behind, taps[k], down)
+        _add_pair(before, behind, taps[k], out)
+        _add_pair(before[_STRIP:], behind[_STRIP:], taps[k], next_out)
+
+
+@njit(nogil=True, cache=True)
+def _filter_across(down: Pixels, taps: Pixels, out: Pixels) -> None:
+    reach = len(taps) - 1
     _across(down[reach - _INNER :], taps, out)
     for k in range(_INNER + 1, reach + 1):
         _add_pair(down[reach - k :], down[reach + k :], taps[k], out)
 
 
 @njit(nogil=True, cache=True)
-def _limit(mesh: Mesh, limits: Pixels, y: int, span: tuple[int, int]) -> Limit:
-    """The limit in row y of a strip."""
+def _limit(
+    mesh: Mesh, limits: Pixels, least: Pixels, y: int, span: tuple[int, int]
+) -> tuple[Limit, Pixels]:
+    """The limit in row y of a strip, and the least of it in each run."""
     place = min(max((y - mesh[4]) / mesh[5], 0.0), len(limits) - 1.0)
     above, below, part = _between(place, len(limits))
-    return limits[above][span[0] : span[1]], limits[below][span[0] : span[1]], part
+    lines = limits[above][span[0] : span[1]], limits[below][span[0] : span[1]]
+    return (lines[0], lines[1], part), least[above]
 
 
 @njit(nogil=True, cache=True)
-def _hot_runs(line: Pixels, limit: Limit, hot: NDArray[np.bool_]) -> None:
-    """Which runs of a filtered line rise anywhere above the limit."""
-    upper, lower, part = limit
-    n = len(upper)
+def _least_of_runs(limits: Pixels, span: tuple[int, int]) -> Pixels:
+    """The least limit in each run of a strip, for every row of boxes and that below it."""
+    n_rows, wide = len(limits), span[1] - span[0]
+    least = np.empty((n_rows, -(-wide // _RUN)), dtype=np.float32)
+    for k in range(least.shape[1]):
+        start, stop = span[0] + k * _RUN, min(span[0] + (k + 1) * _RUN, span[1])
+        for above in range(n_rows):
+            below = min(above + 1, n_rows - 1)
+            least[above, k] = min(limits[above, start:stop].min(), limits[below, start:stop].min())
+    return least
+
+
+@njit(nogil=True, cache=True)
+def _hot_runs(line: Pixels, wide: int, least: Pixels, hot: NDArray[np.bool_]) -> None:
+    """Which runs of a filtered line of so many pixels rise anywhere above their least limit."""
     for k in range(len(hot)):
-        start = k * _RUN
-        here, high, low = line[start + 1 :], upper[start:], lower[start:]
+        here, limit = line[1 + k * _RUN :], least[k]
         above = False
-        for x in range(min(_RUN, n - start)):
-            above |= bool(here[x] > high[x] + part * (low[x] - high[x]))
+        # Of an end that is no constant: then it runs on vectors, else it is unrolled.
+        for x in range(min(_RUN, wide - k * _RUN)):
+            above |= bool(here[x] > limit)
         hot[k] = above
 
 
@@ -270,16 +293,18 @@ def _strip_peaks(
     origin = start - reach - 1  # column of the frame that is first in a row of the window
     left, right = max(0, origin), min(nx, stop + reach + 1)
     # Rows slide through a window, so that those under the filter lie one behind the other.
-    window = np.zeros((2 * reach + 1 + _SLIDE) * _STRIP, dtype=np.float32)
-    down = np.empty(wide + 2 * (reach + 1), dtype=np.float32)
+    held = 2 * reach + 1
+    window = np.zeros((held + 1 + _SLIDE) * _STRIP, dtype=np.float32)
+    down = np.empty((2, wide + 2 * (reach + 1)), dtype=np.float32)
     # Filtered rows with a rim lower than anything, so that the edge needs no case of its own.
-    filtered = np.full((3, wide + 2), -np.inf, dtype=np.float32)
+    filtered = np.full((3, _RUN * (-(-wide // _RUN)) + 2), -np.inf, dtype=np.float32)
     hot = np.zeros((3, -(-wide // _RUN)), dtype=np.bool_)
+    least = _least_of_runs(limits, span)
     slot = reach
-    for ahead in range(ny + reach + 1):
-        if slot == 2 * reach + 1 + _SLIDE:
-            _move(window, (slot - 2 * reach) * _STRIP, 2 * reach * _STRIP)
-            slot = 2 * reach
+    for ahead in range(ny + reach + 2):
+        if slot == held + 1 + _SLIDE:
+            _move(window, (slot - held) * _STRIP, held * _STRIP)
+            slot = held
         row = window[slot * _STRIP : (slot + 1) * _STRIP]
         if ahead < ny:
             upper, lower, part = _between((ahead - mesh[4]) / mesh[5], len(sky))
@@ -290,22 +315,26 @@ def _strip_peaks(
         else:
             row[:] = np.float32(0.0)
         slot += 1
-        y = ahead - reach
+        y = ahead - reach - 1
         if 0 <= y < ny:
             line = filtered[y % 3]
-            _filtered(window[(slot - 2 * reach - 1) * _STRIP :], taps, down, line)
+            if y % 2 == 0:
+                _filter_down(window[(slot - held - 1) * _STRIP :], taps, down[0], down[1])
+            _filter_across(down[y % 2], taps, line[: wide + 2])
             if start == 0:
                 line[0] = -np.inf
             if stop == nx:
-                line[-1] = -np.inf
-            _hot_runs(line, _limit(mesh, limits, y, span), hot[y % 3])
+                line[wide + 1] = -np.inf
+            _hot_runs(line, wide, _limit(mesh, limits, least, y, span)[1], hot[y % 3])
         elif y == ny:
             filtered[y % 3] = -np.inf
         if y >= 1 and hot[(y - 1) % 3].any():
-            limit = _limit(mesh, limits, y - 1, span)
+            limit, lowest = _limit(mesh, limits, least, y - 1, span)
             if n + wide > len(found):
                 found, heights = _longer(found, heights, n, 2 * (n + wide))
-            n = _maxima(filtered, y - 1, hot[(y - 1) % 3], limit, start, found, heights, n)
+            n = _maxima(
+                filtered, y - 1, hot[(y - 1) % 3], limit, lowest, start, found, heights, n
+            )  # fmt: skip
     return found, heights, n
 
 
@@ -325,16 +354,18 @@ def _longer(rows: Ints, heights: Pixels, used: int, size: int) -> tuple[Ints, Pi
 
 
 @njit(nogil=True, cache=True)
-def _rises(above: Pixels, here: Pixels, below: Pixels, n: int) -> bool:
-    """Whether a pixel of a run is higher than its four neighbours: most of a star's rows have none.
+def _rises(above: Pixels, here: Pixels, below: Pixels, run: int, limit: np.float32) -> bool:
+    """Whether a pixel of a run is above a limit and higher than its four neighbours: few have one.
 
-    The lines begin one pixel before the run.
+    The lines begin one pixel before the first run.
     """
     any_of_them = False
-    for x in range(1, min(_RUN, n) + 1):
-        value = here[x]
-        in_line = (value > here[x - 1]) & (value >= here[x + 1])
-        any_of_them |= in_line & (value > above[x]) & (value >= below[x])
+    first = np.uint64(run * _RUN)
+    one, two = np.uint64(1), np.uint64(2)
+    for x in range(first, first + np.uint64(_RUN)):
+        value = here[x + one]
+        in_line = (value > limit) & (value > here[x]) & (value >= here[x + two])
+        any_of_them |= in_line & (value > above[x + one]) & (value >= below[x + one])
     return any_of_them
 
 
@@ -344,23 +375,25 @@ def _maxima(
     y: int,
     hot: NDArray[np.bool_],
     limit: Limit,
+    least: Pixels,
     start: int,
     found: Ints,
     heights: Pixels,
     n: int,
 ) -> int:
-    """Add the local maxima of line y above the limit to the first n found; of equals the first."""
+    """Add the local maxima of line y above the limit to the first n found; of equals the first.
+
+    least: of the limit in each run.
+    """
     above, here, below = lines[(y - 1) % 3], lines[y % 3], lines[(y + 1) % 3]
     upper, lower, part = limit
     for run in range(len(hot)):
         first = run * _RUN
-        if not hot[run] or not _rises(
-            above[first:], here[first:], below[first:], len(upper) - first
-        ):
+        wide = min(_RUN, len(upper) - first)
+        if not hot[run] or not _rises(above, here, below, run, least[run]):
             continue
-        for x in range(first, min(first + _RUN, len(upper))):
+        for x in range(first, first + wide):
             value = here[x + 1]
-            # The rarest first: which of two neighbours is higher no processor can guess.
             if not value > upper[x] + part * (lower[x] - upper[x]):
                 continue
             if value > here[x] and value >= here[x + 2]:

@@ -1,10 +1,13 @@
 """The level at which a camera saturates, where only its pixels tell."""
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 _LEAST_PIXELS = 10  # at exactly the highest value of the frame
@@ -22,11 +25,8 @@ def pile_up_level(raw: NDArray[Any]) -> float:
     """
     if raw.dtype.kind not in "iu" or not raw.size:
         return float("nan")
-    top = int(raw.max())
-    if top >= _TOP * np.iinfo(raw.dtype).max:
-        return float("nan")
-    at_top = int(np.count_nonzero(raw == top))
-    if at_top < _LEAST_PIXELS:
+    top, at_top = _highest(raw.astype(raw.dtype.newbyteorder("="), copy=False))
+    if top >= _TOP * np.iinfo(raw.dtype).max or at_top < _LEAST_PIXELS:
         return float("nan")
     middle = float(np.median(raw[::_STEP, ::_STEP]))
     if top <= middle:  # a frame of one value is no star field
@@ -34,3 +34,21 @@ def pile_up_level(raw: NDArray[Any]) -> float:
     near = max(2.0, _NEAR * (top - middle))
     below = int(np.count_nonzero(raw >= top - near)) - at_top
     return float(top) if at_top > below else float("nan")
+
+
+@njit(nogil=True, cache=True)
+def _highest(raw: NDArray[Any]) -> tuple[int, int]:
+    """The highest value of a frame, and how many pixels have it."""
+    top, n_at_top = raw[0, 0], 0
+    for y in range(raw.shape[0]):
+        row = raw[y]
+        highest = row[0]
+        for x in range(len(row)):
+            highest = max(highest, row[x])
+        if highest < top:
+            continue
+        here = 0
+        for x in range(len(row)):
+            here += row[x] == highest
+        n_at_top, top = (n_at_top if highest == top else 0) + here, highest
+    return top, n_at_top

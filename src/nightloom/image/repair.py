@@ -11,7 +11,7 @@ from nightloom.image.calibrate import MASK_BAD, MASK_COSMIC, MASK_NAN, Mask, Pix
 
 _FILLED = MASK_BAD | MASK_COSMIC | MASK_NAN
 _MIN_PAIRS = 2
-_RUN_PX = 64  # pixels whose flags are looked at together: nearly all runs are clean
+_RUN_PX = 128  # pixels whose flags are looked at together: nearly all runs are clean
 
 
 def repair(pixels_e: Pixels, mask: Mask) -> Mask:
