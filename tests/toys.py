@@ -51,6 +51,11 @@ def step(job: Job, items: tuple[Any, ...]) -> list[float]:
     return [float(item) ** 2 for item in items]
 
 
+def die(chunk: list[str]) -> None:
+    """A chunk that no worker survives."""
+    os._exit(1)
+
+
 def lost(job: Job, item: Any, reason: str) -> float:
     return float("nan")
 

@@ -20,7 +20,7 @@ from nightloom.engine.task import partitions
 from nightloom.errors import ConfigError, ExitCode, RunError
 from nightloom.store.encodings import read_arrays
 from nightloom.store.products import require
-from toys import recipe
+from toys import die, recipe
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +163,18 @@ def test_workers_that_are_all_gone_end_the_run(tmp_path: Path) -> None:
             make(engine, tmp_path, recipe("k", fail="kill"))
     assert refused.value.exit_code == ExitCode.RUN_FAILED
     assert not list(tmp_path.rglob(".work-*"))
+
+
+def test_workers_that_are_all_gone_end_a_function_over_chunks(tmp_path: Path) -> None:
+    """Headers are read so, and shards verified."""
+    with dask_cluster(tmp_path, "--no-nanny", n_workers=1) as scheduler:
+        file = tmp_path / "join.toml"
+        file.write_text(f'kind = "join"\nscheduler_file = "{scheduler}"\nstart_timeout_s = 8\n')
+        with (
+            Engine(str(file)) as engine,
+            pytest.raises(RunError, match="none came back in 8 s"),
+        ):
+            list(engine.map(die, [["a"], ["b"]], kind="scan"))
 
 
 def test_every_task_leaves_a_record(tmp_path: Path) -> None:

@@ -81,8 +81,7 @@ class Engine:
         if self.where == SERIAL:
             yield from make_serial(root, coming)
         else:
-            patience_s = getattr(self._settings, "start_timeout_s", LOCAL_PATIENCE_S)
-            yield from make_on(self.connected(), root, coming, patience_s=patience_s)
+            yield from make_on(self.connected(), root, coming, patience_s=self._patience_s)
 
     def map(
         self, function: Callable[[Any], Any], chunks: Sequence[Any], *, kind: TaskKind,
@@ -92,7 +91,14 @@ class Engine:
         if self.where == SERIAL or len(chunks) < 2:
             yield from map_serial(function, chunks, kind=kind, product=product)
         else:
-            yield from map_on(self.connected(), function, chunks, kind=kind, product=product)
+            yield from map_on(
+                self.connected(), function, chunks, kind=kind, product=product,
+                patience_s=self._patience_s,
+            )  # fmt: skip
+
+    @property
+    def _patience_s(self) -> float:
+        return float(getattr(self._settings, "start_timeout_s", LOCAL_PATIENCE_S))
 
     @property
     def dashboard(self) -> str:

@@ -6,6 +6,7 @@ Also a function over chunks, one task a chunk.
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dask.bag import Bag
-from distributed import Client, Future, KilledWorker, Worker, get_worker
+from distributed import Client, Future, KilledWorker, Worker, get_worker, wait
 
 from nightloom.engine import window as w
 from nightloom.engine.task import Tag, TaskResult, run_task, tag_of_chunk, traced
@@ -23,6 +24,36 @@ from nightloom.schema.trace import COLUMNS, TaskKind, TaskRecord
 
 RETRIES = 2
 MAP_TASKS_PER_WORKER = 4
+COUNT_WORKERS_EVERY_S = 10.0
+
+
+class Patience:
+    """How long to wait for a cluster that has no worker, who are counted every so often."""
+
+    def __init__(self, client: Client, most_s: float) -> None:
+        self.most_s = most_s
+        self.every_s = min(COUNT_WORKERS_EVERY_S, most_s)
+        self._client = client
+        self._counted = self._last_seen = time.monotonic()
+
+    def count(self) -> int | None:
+        """How many workers are there; None while that is not to be asked again.
+
+        Raises RunError: the scheduler is gone, or there was no worker for too long.
+        """
+        now = time.monotonic()
+        if now - self._counted < self.every_s:
+            return None
+        self._counted, n = now, n_workers_of(self._client)
+        if n:
+            self._last_seen = now
+        elif now - self._last_seen > self.most_s:
+            raise RunError(
+                where="workers",
+                why=f"all are gone, and none came back in {self.most_s:g} s",
+                do="all done so far is kept; see what ended them, then run it again",
+            )
+        return n
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +66,13 @@ class _Part:
 
 def map_on(
     client: Client, function: Callable[[Any], Any], chunks: Iterable[Any], *, kind: TaskKind,
-    product: str,
+    product: str, patience_s: float,
 ) -> Iterator[TaskResult]:  # fmt: skip
-    """A function over chunks, one task a chunk; results in the order of the chunks."""
+    """A function over chunks, one task a chunk; results in the order of the chunks.
+
+    Raises RunError: the scheduler is gone, or there was no worker for as long as patience_s.
+    """
+    patience = Patience(client, patience_s)
     n_ahead = max(w.MIN_TASKS, MAP_TASKS_PER_WORKER * n_workers_of(client))
     rest = iter(chunks)
     futures: deque[Future] = deque()
@@ -55,9 +90,18 @@ def map_on(
             bag = Bag(graph, f"{name}-{n_sent}", len(batch))
             futures += client.compute(bag.to_delayed(optimize_graph=False), retries=RETRIES)
         while len(futures) > (n_ahead // 2 if batch else 0):
+            _wait_for(futures[0], patience)
             yield value_of(futures.popleft())
         if not batch:
             return
+
+
+def _wait_for(future: Future, patience: Patience) -> None:
+    while not future.done():
+        try:
+            wait([future], timeout=patience.every_s)
+        except TimeoutError:
+            patience.count()
 
 
 def _map_one(part: _Part) -> TaskResult:

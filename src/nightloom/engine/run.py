@@ -26,6 +26,7 @@ from nightloom.engine import window as w
 from nightloom.engine.calls import call_of, lost_row, on_worker_step, shape_of, with_killed
 from nightloom.engine.futures import (
     RETRIES,
+    Patience,
     n_workers_of,
     new_id,
     on_worker,
@@ -50,11 +51,9 @@ from nightloom.engine.task import (
     run_alone,
     tag_of,
 )
-from nightloom.errors import RunError
 from nightloom.schema.trace import TaskRecord
 from nightloom.store.products import FailureKind, new_work_folder
 
-COUNT_WORKERS_EVERY_S = 10.0
 LOOK_EVERY_S = 0.1
 URGENT = 10  # priority of what ends a product over the parts of the next
 GONE = "cancelled"  # what futures are when their scheduler is
@@ -100,8 +99,7 @@ class _Driver:
         self._root = root
         self._coming = iter(recipes)
         self._window = w.Window(max(1, n_workers_of(client)))
-        self._patience_s = patience_s
-        self._counted = self._last_seen = time.monotonic()  # workers
+        self._patience = Patience(client, patience_s)
         self._products: dict[str, _Product] = {}
         self._task_of: dict[Any, m.Task] = {}  # by key; of those that did not end yet
         self._numbers: dict[int, m.Task] = {}  # what a record calls its task
@@ -286,19 +284,9 @@ class _Driver:
         self._count_workers()
 
     def _count_workers(self) -> None:
-        now = time.monotonic()
-        if now - self._counted < min(COUNT_WORKERS_EVERY_S, self._patience_s):
-            return
-        self._counted, n = now, n_workers_of(self._client)
+        n = self._patience.count()
         if n:
-            self._last_seen = now
             self._inputs.append(m.WorkersChanged(n))
-        elif now - self._last_seen > self._patience_s:
-            raise RunError(
-                where="workers",
-                why=f"all are gone, and none came back in {self._patience_s:g} s",
-                do="all done so far is kept; see what ended them, then run it again",
-            )
 
     def _ended(self, task: m.Task, future: Future) -> Iterator[Event]:
         product = self._products[task.product]
