@@ -43,7 +43,7 @@ from nightloom.store.products import current
 from nightloom.synth.archive import write_archive
 from nightloom.synth.truth import SynthSpec
 
-NIGHTLOOM = [sys.executable, "-c", "from nightloom.cli.app import main; main()"]
+NIGHTLOOM = [sys.executable, "-c", "from nightloom.cli.start import main; main()"]
 WAIT_S = 600
 SERIAL = ("--cluster", "serial")
 

@@ -22,7 +22,7 @@ from nightloom.errors import RunError
 from nightloom.plan.recipes import make_plan
 from nightloom.store.filesystem import try_operations
 
-MAIN = "import sys; from nightloom.cli.app import main; sys.argv[0] = 'nightloom'; main()"
+MAIN = "import sys; from nightloom.cli.start import main; sys.argv[0] = 'nightloom'; main()"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from nightloom.errors import ArchiveError, ConfigError
 from nightloom.store.products import current
 
 NY, NX = 150, 180
-MAIN = "import sys; from nightloom.cli.app import main; sys.argv[0] = 'nightloom'; main()"
+MAIN = "import sys; from nightloom.cli.start import main; sys.argv[0] = 'nightloom'; main()"
 
 
 def nightloom(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from nightloom.store.products import current, products_on_disk
 from nightloom.store.verify import verify_product
 
 NY, NX = 140, 160
-MAIN = "import sys; from nightloom.cli.app import main; sys.argv[0] = 'nightloom'; main()"
+MAIN = "import sys; from nightloom.cli.start import main; sys.argv[0] = 'nightloom'; main()"
 
 
 def digests(config: Path) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import time
 import traceback
@@ -333,10 +332,8 @@ def _stages(
 
 
 def main() -> None:
-    """Entry of the command `nightloom`."""
+    """One verb of the command line; its errors as a line and an exit code."""
     logging.getLogger("nightloom").addHandler(logging.NullHandler())
-    # A batch system's SIGTERM ends a run as Ctrl-C does: workers closed, folders removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except NightloomError as error:
