@@ -136,9 +136,14 @@ def voted_shift(
     return shifts[best, 0], shifts[best, 1]
 
 
+@njit(nogil=True, cache=True)
 def moved_by(matrix: Floats, xy: Floats) -> Floats:
     """Points [n, 2] of the source in the target."""
-    moved: Floats = xy @ matrix[:, :2].T + matrix[:, 2]
+    moved = np.empty((len(xy), 2))
+    for k in range(len(xy)):
+        for axis in range(2):
+            row = matrix[axis]
+            moved[k, axis] = row[0] * xy[k, 0] + row[1] * xy[k, 1] + row[2]
     return moved
 
 
@@ -149,11 +154,28 @@ def pairs(source: Floats, target: Floats, matrix: Floats, reach: float) -> tuple
     the nearest counts.
     """
     order = np.argsort(target[:, 0], kind="stable")
-    moved = np.ascontiguousarray(moved_by(matrix, source))
-    owner, squared = _claims(moved, target, order, target[order, 0], reach)
-    taken = np.flatnonzero(owner >= 0)
-    taken = taken[np.argsort(owner[taken])]
-    return np.column_stack((owner[taken], taken)), np.sqrt(squared[taken])
+    found: tuple[Ints, Floats] = _pairs(source, target, matrix, reach, order, target[order, 0])
+    return found
+
+
+@njit(nogil=True, cache=True)
+def _pairs(
+    source: Floats, target: Floats, matrix: Floats, reach: float, order: Ints, sorted_x: Floats
+) -> tuple[Ints, Floats]:
+    owner, squared = _claims(moved_by(matrix, source), target, order, sorted_x, reach)
+    theirs = np.full(len(source), -1, dtype=np.int64)
+    n = 0
+    for j in range(len(owner)):
+        if owner[j] >= 0:
+            theirs[owner[j]] = j
+            n += 1
+    found, apart = np.empty((n, 2), dtype=np.int64), np.empty(n)
+    n = 0
+    for k in range(len(theirs)):
+        if theirs[k] >= 0:
+            found[n, 0], found[n, 1], apart[n] = k, theirs[k], np.sqrt(squared[theirs[k]])
+            n += 1
+    return found, apart
 
 
 def refine(
@@ -163,38 +185,64 @@ def refine(
 
     Returns the matrix, the number of matches it was fitted to and their rms distance.
     """
-    mirror = float(np.sign(np.linalg.det(start[:, :2])))
+    order = np.argsort(target[:, 0], kind="stable")
+    found: tuple[Floats, int, float] = _refine(
+        source, target, start, tolerance, affine, order, target[order, 0]
+    )
+    return found
+
+
+@njit(nogil=True, cache=True)
+def _refine(
+    source: Floats,
+    target: Floats,
+    start: Floats,
+    tolerance: float,
+    affine: bool,
+    order: Ints,
+    sorted_x: Floats,
+) -> tuple[Floats, int, float]:
+    mirror = np.sign(start[0, 0] * start[1, 1] - start[0, 1] * start[1, 0])
     matrix, n_matched, residual = start, 0, np.nan
     reach = 3.0 * tolerance
     before = np.empty((0, 2), dtype=np.int64)
     for turn in range(_MOST_TURNS):
-        found, _ = pairs(source, target, matrix, reach)
+        found, _ = _pairs(source, target, matrix, reach, order, sorted_x)
         n_matched = len(found)
         if n_matched < 3:
             return matrix, n_matched, np.nan
         steady = turn > 3 and np.array_equal(found, before)
         before = found
         matrix = _fitted(source, target, found, mirror, affine and turn > 1)
-        offset = moved_by(matrix, source[found[:, 0]]) - target[found[:, 1]]
-        far = np.hypot(offset[:, 0], offset[:, 1])
-        residual = float(np.sqrt(np.mean(far * far)))
+        far = _distances(moved_by(matrix, source), target, found)
+        residual = np.sqrt(np.mean(far * far))
         if steady or not np.isfinite(residual):
             break
         reach = 2.0 * tolerance if turn == 0 else tolerance
         if turn > 1:
             # The median distance of a Gaussian scatter in two axes is 1.1774 sigma.
-            robust = _CLIP_SIGMA * float(np.median(far)) / 1.1774
+            robust = _CLIP_SIGMA * np.median(far) / 1.1774
             reach = min(tolerance, max(robust, _LEAST_CLIP * tolerance))
     return matrix, n_matched, residual
 
 
+@njit(nogil=True, cache=True)
+def _distances(moved: Floats, target: Floats, found: Ints) -> Floats:
+    far = np.empty(len(found))
+    for n in range(len(found)):
+        k, j = found[n, 0], found[n, 1]
+        far[n] = np.hypot(moved[k, 0] - target[j, 0], moved[k, 1] - target[j, 1])
+    return far
+
+
+@njit(nogil=True, cache=True)
 def _fitted(source: Floats, target: Floats, found: Ints, mirror: float, affine: bool) -> Floats:
     """Least-squares fit of the pairs: affine where asked for and 6 pairs allow it."""
     if affine and len(found) >= 6:
         matrix: Floats = _fit_affine(source, target, found)
         if np.isfinite(matrix[0, 0]):
             return matrix
-    matrix = np.empty((2, 3))
+    similarity = np.empty((2, 3))
     ours, theirs = np.ascontiguousarray(found[:, 0]), np.ascontiguousarray(found[:, 1])
-    fit_similarity(source, target, ours, theirs, mirror, matrix)
-    return matrix
+    fit_similarity(source, target, ours, theirs, mirror, similarity)
+    return similarity
