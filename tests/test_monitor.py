@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from nightloom.engine import dashboard
 from nightloom.engine.cluster import SERIAL, Engine
 from nightloom.monitor import RUN_FILE, monitoring, read_run, state_on_disk
 from nightloom.report.nights import nights_page
+from nightloom.store.ledger import read_expected
 from toys import recipe
 
 NY, NX = 140, 160
@@ -136,12 +138,29 @@ def test_page_json_and_metrics_agree_with_the_ledger_while_a_run_goes_on(archive
     assert going["pid"] == os.getpid()
     assert read_run(run.root) is None  # it is over
     assert said == [f"nights: {url}"]
-    on_disk = state_on_disk(run.root)
+    on_disk = state_on_disk(run.root, read_expected(run.root))
     for key in ("products", "frames", "nights", "calendar", "masters", "troubled", "quarantined"):
         assert on_disk[key] == at_end[key]
     again = CliRunner().invoke(app, ["status", str(config), "--html", str(archive / "n.html")])
     assert again.exit_code == 0
     assert '"2024-03-02"' in (archive / "n.html").read_text()
+
+
+def test_what_a_run_made_before_it_was_killed_is_done(tmp_path: Path, archive: Path) -> None:
+    """Its plan was written when the inputs of most were not there yet."""
+    shutil.copytree(archive, tmp_path / "sky", ignore=shutil.ignore_patterns("products"))
+    file = tmp_path / "sky" / "nightloom.toml"
+    config = load_config(file)
+    with (
+        Engine(SERIAL) as engine,
+        pipeline.Run(config, engine, lambda event: None) as run,
+    ):
+        pipeline.scan(run)
+        pipeline.reduce(run, pipeline.plan(run))
+    assert "stale" in state_on_disk(run.root, read_expected(run.root))["products"]["cube"]
+    products = state_on_disk(run.root, pipeline.expected_now(config))["products"]
+    assert products["cube"]["done"] == 2
+    assert products == told(file)["products"]
 
 
 def test_a_run_goes_on_without_its_page(

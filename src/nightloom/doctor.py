@@ -21,7 +21,7 @@ from nightloom.plan.recipes import Plan, PlannedCube
 from nightloom.sky.catalogue import Catalogue, at_epoch, read_catalogue, within
 from nightloom.sky.earth import leap_seconds_until_jd, orientation_until_jd
 from nightloom.store.filesystem import NEEDS, try_operations
-from nightloom.store.products import WORK_PREFIX
+from nightloom.store.work import WORK_PREFIX
 
 State = Literal["ok", "warn", "fail"]
 MAX_CLOCK_S = 1.0

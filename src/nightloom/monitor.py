@@ -23,7 +23,7 @@ from nightloom.engine.progress import AT_LENGTH, Board, Detail, Listed, state_of
 from nightloom.engine.recipe import Event, Finished, LogLine, Started, TaskDone
 from nightloom.pipeline import Run, read_frames
 from nightloom.report.nights import nights_page, read_board, read_detail
-from nightloom.store.ledger import read_expected, read_line
+from nightloom.store.ledger import Expected, read_expected, read_line
 from nightloom.store.products import write_text
 
 RUN_FILE = "logs/run.json"
@@ -86,9 +86,9 @@ def read_run(root: Path) -> dict[str, Any] | None:
     return None if host == socket.gethostname() and not _lives(int(pid)) else state
 
 
-def state_on_disk(root: Path) -> dict[str, Any]:
-    """What the page shows, read off the products alone."""
-    board = read_board(root, read_expected(root), read_frames(root))
+def state_on_disk(root: Path, expected: list[Expected]) -> dict[str, Any]:
+    """What the page shows, read off the products alone; of those that are expected."""
+    board = read_board(root, expected, read_frames(root))
     more = {"ended": True, "workers": [], "products_folder": str(root)}
     return state_of(board, time.time()) | more
 

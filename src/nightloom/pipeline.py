@@ -52,11 +52,11 @@ from nightloom.store.products import (
     kind_of,
     published_fingerprint,
     read_attempt,
-    sweep,
     write_attempt,
 )
 from nightloom.store.tables import read_table, write_table
 from nightloom.store.trace import TraceWriter
+from nightloom.store.work import sweep
 
 FRAMES = "frames.parquet"
 Listener = Callable[[Event], None]
@@ -298,6 +298,11 @@ def keep_expected(run: Run, made: Plan) -> None:
 def expected(root: Path, made: Plan, config: Config) -> list[Expected]:
     """Every product the archive wants, as things stand now."""
     return stages.expected_of(_outlines(root, made, config), stages.notes_of(made))
+
+
+def expected_now(config: Config) -> list[Expected]:
+    """Every product that the archive wants as it and the configuration are, nothing written."""
+    return expected(config.products_path, make_plan(look(config).frames, config), config)
 
 
 def all_recipes(root: Path, made: Plan, config: Config) -> Iterator[Recipe]:

@@ -33,11 +33,11 @@ from nightloom.store.products import (
     publish,
     published_fingerprint,
     read_attempt,
-    sweep,
     work_folder,
     write_attempt,
     write_text,
 )
+from nightloom.store.work import begin_folder, discard, replacing, sweep
 
 VARIABLES = (
     Variable("flux", ("time", "star", "aperture"), "float32", "electron", "flux"),
@@ -226,3 +226,49 @@ def test_every_error_crosses_processes(kind: type[NightloomError]) -> None:
     back = pickle.loads(pickle.dumps(error))
     assert type(back) is kind
     assert str(back) == "a.fits: is cut (copy it again)"
+
+
+def test_work_that_was_taken_away_and_came_back_is_not_published(tmp_path: Path) -> None:
+    """Zarr makes a folder anew that somebody removed: what was written before lacks then."""
+    work = begin_folder(tmp_path / "cube/F/N/R")
+    own = work / "own"
+    write_text_in(own / "cube.html", "first half")
+    discard(work)
+    assert not work.exists()
+    write_text_in(own / "cube.zarr" / "zarr.json", "second half")
+    with pytest.raises(ArchiveError, match="given up"):
+        publish(tmp_path, "cube/F/N/R", "ab12", own)
+    assert current(tmp_path, "cube/F/N/R") is None
+
+
+def write_text_in(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def test_files_of_a_killed_process_are_swept(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path;"
+        "from nightloom.store.work import replacing;"
+        "context = replacing(Path(sys.argv[1]) / 'attempt.json');"
+        "context.__enter__().write_text('half'); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert sweep(tmp_path) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_broken_off_while_it_is_written_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("old")
+
+    def broken_off() -> None:
+        with replacing(file) as temporary:
+            temporary.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken_off()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert file.read_text() == "old"

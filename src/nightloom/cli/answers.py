@@ -18,7 +18,7 @@ from nightloom.engine.cluster import Engine
 from nightloom.errors import ConfigError
 from nightloom.explain import explain as explain_recipe
 from nightloom.frames.scan import ScanResult
-from nightloom.monitor import state_on_disk
+from nightloom.monitor import read_run, state_on_disk
 from nightloom.plan.recipes import Plan, make_plan, quarantined
 from nightloom.report.nights import nights_page
 from nightloom.report.trace import summed_up
@@ -188,9 +188,8 @@ def _lacks(plan: Plan, config: Config) -> list[str]:
 def status(config: Config, *, as_json: bool) -> None:
     """Products by state and frames by theirs."""
     root = config.products_path
-    plan = make_plan(pipeline.look(config).frames, config)
     # As things stand now: a setting changed since the last run shows as stale.
-    ledger = ledger_of(root, pipeline.expected(root, plan, config))
+    ledger = ledger_of(root, pipeline.expected_now(config))
     frames = Archive(root).frames
     products = ledger.groupby(["kind", "state"]).size().unstack(fill_value=0)
     states = [state for state in STATES if state in products.columns]
@@ -220,8 +219,9 @@ def status(config: Config, *, as_json: bool) -> None:
 
 
 def write_page(config: Config, file: Path) -> None:
-    """The page of all nights, as the products are."""
-    state = state_on_disk(config.products_path)
+    """The page of all nights: as the products are, or as the run has it that goes on."""
+    root = config.products_path
+    state = read_run(root) or state_on_disk(root, pipeline.expected_now(config))
     try:
         file.write_text(nights_page(state, version=__version__), encoding="utf-8")
     except OSError as error:

@@ -157,7 +157,7 @@ def status(
 
 def _watch(config: Config) -> None:
     try:
-        watching.watch(config.products_path)
+        watching.watch(config)
     except KeyboardInterrupt:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
 

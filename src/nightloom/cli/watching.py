@@ -14,18 +14,21 @@ from rich.table import Table
 from rich.text import Text
 
 from nightloom.cli import show
+from nightloom.config import Config
 from nightloom.monitor import read_run, state_on_disk
+from nightloom.pipeline import expected_now
 from nightloom.store.ledger import STATES
 
 EVERY_S = 1.0
 MOST_RUNNING, MOST_TROUBLED = 12, 8
 
 
-def watch(root: Path) -> None:
+def watch(config: Config) -> None:
     """Draw the run that goes on until it ends; on a pipe a line now and then.
 
     Where none goes on, what the products say is shown once.
     """
+    root = config.products_path
     state = read_run(root)
     if state is None:
         show.line(f"no run goes on in {root}")
@@ -33,7 +36,7 @@ def watch(root: Path) -> None:
         _live(root, state)
     else:
         _lines(root, state)
-    show.out.print(drawing(state_on_disk(root)))
+    show.out.print(drawing(state_on_disk(root, expected_now(config))))
 
 
 def _live(root: Path, state: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ lines, and what each task cost, which workers tell over a topic of the scheduler
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -53,6 +52,7 @@ from nightloom.engine.task import (
 )
 from nightloom.schema.trace import TaskRecord
 from nightloom.store.products import FailureKind, new_work_folder
+from nightloom.store.work import discard
 
 LOOK_EVERY_S = 0.1
 URGENT = 10  # priority of what ends a product over the parts of the next
@@ -129,7 +129,7 @@ class _Driver:
         for name in list(self._products):
             self._drop(name)
         for work in set(self._dropped.values()):
-            shutil.rmtree(work, ignore_errors=True)  # one that still writes: the next start's
+            discard(work)  # what is still written there the next start removes
         if self._is_alive():
             self._client.unsubscribe_topic(self._topic)
 
@@ -341,7 +341,7 @@ class _Driver:
     def _remove(self, work: Path | None) -> None:
         """Remove a folder that no task writes to any more."""
         if work is not None and work.name and work not in self._dropped.values():
-            shutil.rmtree(work, ignore_errors=True)
+            discard(work)
 
 
 async def _add(done: as_completed, futures: list[Future]) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from nightloom.errors import RunError
-from nightloom.store.products import WORK_PREFIX
+from nightloom.store.work import work_name
 
 NEEDS = {
     "write": "mount it writable, free space, or name another folder in archive.products",
@@ -33,7 +32,7 @@ def require_file_system(root: Path) -> None:
 
 def try_operations(root: Path) -> dict[str, str]:
     """Each operation that publishing needs with the error it gave, "" for none."""
-    folder = root / f"{WORK_PREFIX}{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    folder = root / work_name()
     trials: dict[str, Callable[[Path], None]] = {
         "write": _write,
         "rename": _rename,

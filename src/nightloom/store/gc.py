@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,10 @@ from nightloom.store.products import (
     DAMAGED,
     VERSIONS,
     kind_of,
-    leftovers,
     place_of,
     work_folder,
 )
+from nightloom.store.work import discard, leftovers
 
 Why = Literal["old version", "damaged", "work of a dead run", "not expected"]
 
@@ -82,7 +81,7 @@ def remove(root: Path, garbage: Garbage) -> bool:
     """
     if garbage.why == "work of a dead run":
         for path in garbage.paths:
-            shutil.rmtree(path, ignore_errors=True)  # another driver may sweep it too
+            discard(path)
         return True
     moved: dict[Path, Path] = {}
     with work_folder(root, garbage.product) as work:

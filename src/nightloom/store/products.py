@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,9 +28,9 @@ from nightloom.store.manifest import (
     manifest_text,
     read_manifest,
 )
+from nightloom.store.work import begin_folder, discard, is_as_begun, replacing
 
 VERSIONS = ".versions"
-WORK_PREFIX = ".work-"
 DAMAGED = ".damaged"  # ending of a version that was taken out of the way
 ATTEMPT = "attempt.json"
 SUFFIXES = ("zarr", "html")  # of what readers open first; its symlink is swapped last
@@ -121,16 +119,12 @@ def work_folder(root: Path, product: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(folder)
 
 
 def new_work_folder(root: Path, product: str) -> Path:
     """A fresh folder whose name says which process of which host owns it."""
-    place = place_of(root, product)
-    owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    folder = place / f"{WORK_PREFIX}{owner}"
-    folder.mkdir(parents=True)
-    return folder
+    return begin_folder(place_of(root, product))
 
 
 def publish(root: Path, product: str, fingerprint: str, work: Path) -> Path:
@@ -139,7 +133,12 @@ def publish(root: Path, product: str, fingerprint: str, work: Path) -> Path:
     work: holds `<kind>.<suffix>` files or folders. Files come to disk before the symlink is
     swapped, so a crash leaves the old version. Made before with this fingerprint: kept, ours
     dropped, unless what is there was damaged since. Returns the path of the version.
+    Raises ArchiveError: nothing was written, or `work` was taken away meanwhile and came back.
     """
+    if not is_as_begun(work):
+        raise ArchiveError(
+            where=product, why="was given up while it was made", do="nightloom run makes it again"
+        )
     place = place_of(root, product)
     versions = place / VERSIONS
     versions.mkdir(parents=True, exist_ok=True)
@@ -197,49 +196,15 @@ def read_attempt(root: Path, product: str) -> Attempt | None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise TransientError(
             where=str(path), why=f"can't be written: {error.strerror}", do="free space or rights"
         ) from error
-
-
-def sweep(root: Path) -> int:
-    """Remove work folders whose process is gone; returns how many."""
-    found = leftovers(root)
-    for folder in found:
-        shutil.rmtree(folder, ignore_errors=True)
-    return len(found)
-
-
-def leftovers(root: Path) -> list[Path]:
-    """Work folders whose process is gone."""
-    found: list[Path] = []
-    for folder, inside, _ in os.walk(root):
-        found += [Path(folder, name) for name in inside if name.startswith(WORK_PREFIX)]
-        # Versions hold thousands of folders, and never one in the making.
-        inside[:] = [name for name in inside if not name.startswith(".")]
-    return sorted(folder for folder in found if _owner_is_gone(folder.name))
-
-
-def _owner_is_gone(name: str) -> bool:
-    host, pid, _ = name.removeprefix(WORK_PREFIX).rsplit("-", 2)
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return int(pid) == os.getpid()
 
 
 def set_aside(version: Path) -> None:
@@ -276,9 +241,8 @@ def _manifest_or_none(version: Path) -> Manifest | None:
 
 
 def _swap_link(link: Path, target: Path) -> None:
-    temporary = link.with_name(f".{link.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    temporary.symlink_to(target)
-    temporary.replace(link)
+    with replacing(link) as temporary:
+        temporary.symlink_to(target)
 
 
 def _sync_tree(path: Path) -> None:

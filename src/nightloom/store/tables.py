@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pandas as pd
 import pyarrow
 
 from nightloom.errors import ArchiveError, TransientError
+from nightloom.store.work import replacing
 
 _REMEDY = "delete it: nightloom run makes it again"
 
@@ -20,13 +19,11 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
     Raises TransientError: it can't be written.
     """
-    temporary = path.with_name(f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        table.to_parquet(temporary, write_page_checksum=True)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            table.to_parquet(temporary, write_page_checksum=True)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise TransientError(where=str(path), why=f"can't be written: {error}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from dataclasses import astuple
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from nightloom.errors import ArchiveError, TransientError
 from nightloom.schema.trace import COLUMNS, TaskRecord
+from nightloom.store.work import replacing
 
 LOGS = "logs"
 SUFFIX = ".trace.parquet"
@@ -58,9 +58,8 @@ class TraceWriter:
         try:
             self._folder.mkdir(exist_ok=True)
             part = self._folder / f"{self._n_parts:05d}.parquet"
-            temporary = part.with_suffix(".new")
-            pq.write_table(table, temporary)
-            temporary.replace(part)
+            with replacing(part) as temporary:
+                pq.write_table(table, temporary)
         except OSError as error:
             raise _cannot_write(self._folder, error) from error
         self._n_parts += 1
@@ -71,15 +70,15 @@ class TraceWriter:
         self.flush()
         if not self._n_parts:
             return
-        temporary = self._path.with_name(f".{self._path.name}-{os.getpid()}")
         try:
-            with pq.ParquetWriter(temporary, SCHEMA) as writer:
+            with (
+                replacing(self._path) as temporary,
+                pq.ParquetWriter(temporary, SCHEMA) as writer,
+            ):
                 for part in _parts(self._folder):
                     writer.write_table(pq.read_table(part))
-            temporary.replace(self._path)
             shutil.rmtree(self._folder, ignore_errors=True)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise _cannot_write(self._path, error) from error
 
 
