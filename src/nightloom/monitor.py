@@ -87,7 +87,7 @@ def read_run(root: Path) -> dict[str, Any] | None:
 
 
 def state_on_disk(root: Path, expected: list[Expected]) -> dict[str, Any]:
-    """What the page shows, read off the products alone; of those that are expected."""
+    """What the page shows of the products that are expected, read off them alone."""
     board = read_board(root, expected, read_frames(root))
     more = {"ended": True, "workers": [], "products_folder": str(root)}
     return state_of(board, time.time()) | more

@@ -219,9 +219,9 @@ def status(config: Config, *, as_json: bool) -> None:
 
 
 def write_page(config: Config, file: Path) -> None:
-    """The page of all nights: as the products are, or as the run has it that goes on."""
+    """The page of all nights, as the products are; with what a run says of itself that goes on."""
     root = config.products_path
-    state = read_run(root) or state_on_disk(root, pipeline.expected_now(config))
+    state = state_on_disk(root, pipeline.expected_now(config)) | (read_run(root) or {})
     try:
         file.write_text(nights_page(state, version=__version__), encoding="utf-8")
     except OSError as error:
