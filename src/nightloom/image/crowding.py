@@ -9,7 +9,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from nightloom.image.calibrate import Mask, Pixels
-from nightloom.image.peaks import UNUSABLE, Floats, Mesh, filter_gain, level_at, noise_at
+from nightloom.image.mesh import Mesh, level_at, noise_at
+from nightloom.image.peaks import UNUSABLE, Floats, filter_gain
 from nightloom.image.sources import GROUP, X, Y
 
 _REACH_FWHM = 5.0  # how far the light of a brighter star is looked at; twice if saturated

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from nightloom.image import crowding, peaks, sources
 from nightloom.image.boxes import box_statistics
 from nightloom.image.calibrate import Mask, Pixels, as_mask, as_pixels
-from nightloom.image.peaks import Floats, Mesh
+from nightloom.image.mesh import Mesh, mesh_image
+from nightloom.image.peaks import Floats
 from nightloom.image.saturation import saturated_groups
 
 _SAMPLES = 1024  # pixels of a box that are looked at: its median is then good to 0.04 sigma
@@ -107,7 +108,7 @@ def background_at(
 
 def background_image(background: Background, ny: int, nx: int, *, first_row: int = 0) -> Pixels:
     """The level at every pixel of ny rows from first_row on, [y, x]: the same bits in any cut."""
-    image: Pixels = peaks.mesh_image(_mesh(background), ny, nx, first_row)
+    image: Pixels = mesh_image(_mesh(background), ny, nx, first_row)
     return image
 
 

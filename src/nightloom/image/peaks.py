@@ -15,12 +15,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 from nightloom.image.calibrate import MASK_BAD, MASK_COSMIC, MASK_NAN, Mask, Pixels
+from nightloom.image.mesh import Mesh, along_rows, between
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
-# Level and noise [box row, box column]; first centre and spacing in x, in y.
-Mesh: TypeAlias = tuple[Pixels, Pixels, float, float, float, float]
-# Two lines between which a limit lies, and how far past the first.
+# Two lines between which a limit or the sky lies, and how far past the first.
 Limit: TypeAlias = tuple[Pixels, Pixels, np.float32]
 
 UNUSABLE = MASK_BAD | MASK_COSMIC | MASK_NAN
@@ -61,57 +60,10 @@ def filter_gain(taps: Pixels) -> float:
 
 
 @njit(nogil=True, cache=True)
-def _at(plane: Pixels, row: float, column: float) -> float:
-    """Bilinear value at a fractional index of box; beyond the outermost the slope goes on."""
-    ny, nx = plane.shape
-    y = min(max(int(np.floor(row)), 0), max(0, ny - 2))
-    x = min(max(int(np.floor(column)), 0), max(0, nx - 2))
-    y1, x1 = min(y + 1, ny - 1), min(x + 1, nx - 1)
-    part = column - x if nx > 1 else 0.0
-    upper = plane[y, x] + part * (plane[y, x1] - plane[y, x])
-    lower = plane[y1, x] + part * (plane[y1, x1] - plane[y1, x])
-    value: float = upper + (row - y) * (lower - upper)
-    return value
-
-
-@njit(nogil=True, cache=True)
-def level_at(mesh: Mesh, x: float, y: float) -> float:
-    level, _, x0, dx, y0, dy = mesh
-    value: float = _at(level, (y - y0) / dy, (x - x0) / dx)
-    return value
-
-
-@njit(nogil=True, cache=True)
-def noise_at(mesh: Mesh, x: float, y: float) -> float:
-    _, noise, x0, dx, y0, dy = mesh
-    row = min(max((y - y0) / dy, 0.0), noise.shape[0] - 1.0)
-    value: float = _at(noise, row, min(max((x - x0) / dx, 0.0), noise.shape[1] - 1.0))
-    return value
-
-
-@njit(nogil=True, cache=True)
-def _along_rows(plane: Pixels, x0: float, dx: float, nx: int) -> Pixels:
-    """Rows of a plane of boxes at every column of pixels: linear, also past the last centres."""
-    lines: Pixels = np.empty((plane.shape[0], nx), dtype=np.float32)
-    last = plane.shape[1] - 1
-    for k in range(len(lines)):
-        boxes, line = plane[k], lines[k]
-        start = 0
-        for left in range(max(1, last)):
-            low = np.float64(boxes[left])
-            slope = (boxes[min(left + 1, last)] - low) / dx
-            stop = nx if left >= last - 1 else min(nx, int(np.ceil(x0 + (left + 1) * dx)))
-            for x in range(start, stop):
-                line[x] = low + slope * (x - (x0 + left * dx))
-            start = stop
-    return lines
-
-
-@njit(nogil=True, cache=True)
 def _limit_lines(mesh: Mesh, factor: float, nx: int) -> Pixels:
     """Noise times a factor, as rows of boxes at every column; past the last centres it stays."""
     _, noise, x0, dx, _, _ = mesh
-    lines: Pixels = _along_rows(noise * np.float32(factor), x0, dx, nx)
+    lines: Pixels = along_rows(noise * np.float32(factor), x0, dx, nx)
     first, last = max(0, int(np.ceil(x0))), int(np.floor(x0 + (noise.shape[1] - 1) * dx))
     for k in range(len(lines)):
         lines[k, :first] = noise[k, 0] * np.float32(factor)
@@ -120,31 +72,9 @@ def _limit_lines(mesh: Mesh, factor: float, nx: int) -> Pixels:
 
 
 @njit(nogil=True, cache=True)
-def _between(row: float, n_rows: int) -> tuple[int, int, np.float32]:
-    """The rows of boxes above and below a fractional one, and how far it is past the first."""
-    above = min(max(int(np.floor(row)), 0), max(0, n_rows - 2))
-    return above, min(above + 1, n_rows - 1), np.float32(row - above)
-
-
-@njit(nogil=True, cache=True)
-def mesh_image(mesh: Mesh, ny: int, nx: int, first: int) -> Pixels:
-    """The level at every pixel [y, x] of ny rows from the first on."""
-    level, _, x0, dx, y0, dy = mesh
-    image: Pixels = np.empty((ny, nx), dtype=np.float32)
-    lines = _along_rows(level, x0, dx, nx)
-    for y in range(ny):
-        above, below, part = _between((first + y - y0) / dy, len(lines))
-        upper, lower, row = lines[above], lines[below], image[y]
-        for x in range(nx):
-            row[x] = upper[x] + part * (lower[x] - upper[x])
-    return image
-
-
-@njit(nogil=True, cache=True)
-def _residual(
-    row: Pixels, marks: Mask, upper: Pixels, lower: Pixels, part: np.float32, out: Pixels
-) -> None:
+def _residual(row: Pixels, marks: Mask, levels: Limit, out: Pixels) -> None:
     """Pixels above the sky, which lies between two lines; 0 where there is no usable value."""
+    upper, lower, part = levels
     for x in range(len(out)):
         value = row[x] - (upper[x] + part * (lower[x] - upper[x]))
         good = ((marks[x] & UNUSABLE) == 0) & (abs(value) < np.float32(np.inf))
@@ -207,7 +137,7 @@ def _limit(
 ) -> tuple[Limit, Pixels]:
     """The limit in row y of a strip, and the least of it in each run."""
     place = min(max((y - mesh[4]) / mesh[5], 0.0), len(limits) - 1.0)
-    above, below, part = _between(place, len(limits))
+    above, below, part = between(place, len(limits))
     lines = limits[above][span[0] : span[1]], limits[below][span[0] : span[1]]
     return (lines[0], lines[1], part), least[above]
 
@@ -253,7 +183,7 @@ def find_peaks(
     if room < _RUN:
         raise ValueError("the filter is too wide")
     level, _, x0, dx, _, _ = mesh
-    sky = _along_rows(level, x0, dx, nx)
+    sky = along_rows(level, x0, dx, nx)
     limits = _limit_lines(mesh, threshold_sigma * filter_gain(taps), nx)
     n_strips = -(-nx // room)
     found, heights = np.empty((64, 2), dtype=np.int64), np.empty(64, dtype=np.float32)
@@ -307,11 +237,10 @@ def _strip_peaks(
             slot = held
         row = window[slot * _STRIP : (slot + 1) * _STRIP]
         if ahead < ny:
-            upper, lower, part = _between((ahead - mesh[4]) / mesh[5], len(sky))
-            _residual(
-                frame[ahead][left:right], flags[ahead][left:right], sky[upper][left:right],
-                sky[lower][left:right], part, row[left - origin : right - origin],
-            )  # fmt: skip
+            above, below, part = between((ahead - mesh[4]) / mesh[5], len(sky))
+            levels = sky[above][left:right], sky[below][left:right], part
+            row = row[left - origin : right - origin]
+            _residual(frame[ahead][left:right], flags[ahead][left:right], levels, row)
         else:
             row[:] = np.float32(0.0)
         slot += 1

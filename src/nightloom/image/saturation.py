@@ -10,7 +10,8 @@ import numpy as np
 from numba import njit
 
 from nightloom.image.calibrate import MASK_SATURATED, Mask, Pixels
-from nightloom.image.peaks import UNUSABLE, Floats, Ints, Mesh, level_at
+from nightloom.image.mesh import Mesh, level_at
+from nightloom.image.peaks import UNUSABLE, Floats, Ints
 
 # Saturated pixels as sorted y * nx + x, the group of each; x, y, size and light of each group.
 Groups: TypeAlias = tuple[Ints, Ints, Floats, Floats, Ints, Floats]

@@ -10,14 +10,12 @@ import numpy as np
 from numba import njit
 
 from nightloom.image.calibrate import Mask, Pixels
+from nightloom.image.mesh import Mesh, level_at, noise_at
 from nightloom.image.peaks import (
     UNUSABLE,
     Floats,
     Ints,
-    Mesh,
     filter_gain,
-    level_at,
-    noise_at,
     sort_few,
 )
 from nightloom.image.saturation import Groups, nearest_group
