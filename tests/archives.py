@@ -20,6 +20,8 @@ from nightloom.store.products import current
 from nightloom.synth.camera import render
 
 Floats = NDArray[np.float64]
+# The command, for a process of its own.
+MAIN = "import sys; from nightloom.cli.start import main; sys.argv[0] = 'nightloom'; main()"
 SKY_E, READ_NOISE_E, GAIN, BIAS_ADU = 200.0, 6.0, 1.5, 500.0
 
 

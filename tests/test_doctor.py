@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from archives import run, star_field, write_config, write_frame
+from archives import MAIN, run, star_field, write_config, write_frame
 from nightloom import pipeline
 from nightloom.config import load_config
 from nightloom.doctor import Check, examine
@@ -21,8 +21,6 @@ from nightloom.engine.cluster import SERIAL, Engine
 from nightloom.errors import RunError
 from nightloom.plan.recipes import make_plan
 from nightloom.store.filesystem import try_operations
-
-MAIN = "import sys; from nightloom.cli.start import main; sys.argv[0] = 'nightloom'; main()"
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from archives import MAIN
 from nightloom.errors import ExitCode
-
-MAIN = "import sys; from nightloom.cli.start import main; sys.argv[0] = 'nightloom'; main()"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from archives import star_field, write_config, write_frame
+from archives import MAIN, star_field, write_config, write_frame
 from nightloom.cli.app import app
 
 NY, NX = 140, 160
-MAIN = "import sys; from nightloom.cli.start import main; sys.argv[0] = 'nightloom'; main()"
 VERBS = ("init", "scan", "plan", "reduce", "gather", "report", "run", "status", "frames", "explain",
          "verify", "retry", "gc", "doctor", "synth", "demo")  # fmt: skip
 

@@ -151,30 +151,34 @@ def test_a_shard_still_written_when_its_product_failed(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".work-*"))
 
 
+@contextmanager
+def joined_to_one_worker(folder: Path) -> Iterator[Engine]:
+    """An engine whose only worker is not started again; it waits for another for 8 s."""
+    with dask_cluster(folder, "--no-nanny", n_workers=1) as scheduler:
+        file = folder / "join.toml"
+        file.write_text(f'kind = "join"\nscheduler_file = "{scheduler}"\nstart_timeout_s = 8\n')
+        with Engine(str(file)) as engine:
+            yield engine
+
+
 def test_workers_that_are_all_gone_end_the_run(tmp_path: Path) -> None:
     """A clear end after a stated time, not a hang."""
-    with dask_cluster(tmp_path, "--no-nanny", n_workers=1) as scheduler:
-        file = tmp_path / "join.toml"
-        file.write_text(f'kind = "join"\nscheduler_file = "{scheduler}"\nstart_timeout_s = 8\n')
-        with (
-            Engine(str(file)) as engine,
-            pytest.raises(RunError, match="none came back in 8 s") as refused,
-        ):
-            make(engine, tmp_path, recipe("k", fail="kill"))
+    with (
+        joined_to_one_worker(tmp_path) as engine,
+        pytest.raises(RunError, match="none came back in 8 s") as refused,
+    ):
+        make(engine, tmp_path, recipe("k", fail="kill"))
     assert refused.value.exit_code == ExitCode.RUN_FAILED
     assert not list(tmp_path.rglob(".work-*"))
 
 
 def test_workers_that_are_all_gone_end_a_function_over_chunks(tmp_path: Path) -> None:
     """Headers are read so, and shards verified."""
-    with dask_cluster(tmp_path, "--no-nanny", n_workers=1) as scheduler:
-        file = tmp_path / "join.toml"
-        file.write_text(f'kind = "join"\nscheduler_file = "{scheduler}"\nstart_timeout_s = 8\n')
-        with (
-            Engine(str(file)) as engine,
-            pytest.raises(RunError, match="none came back in 8 s"),
-        ):
-            list(engine.map(die, [["a"], ["b"]], kind="scan"))
+    with (
+        joined_to_one_worker(tmp_path) as engine,
+        pytest.raises(RunError, match="none came back in 8 s"),
+    ):
+        list(engine.map(die, [["a"], ["b"]], kind="scan"))
 
 
 def test_every_task_leaves_a_record(tmp_path: Path) -> None:

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from archives import archive_of, run, star_field, write_config, write_frame
+from archives import MAIN, archive_of, run, star_field, write_config, write_frame
 from nightloom.archive import open_archive
 from nightloom.errors import ArchiveError, ConfigError
 from nightloom.store.products import current
 
 NY, NX = 150, 180
-MAIN = "import sys; from nightloom.cli.start import main; sys.argv[0] = 'nightloom'; main()"
 
 
 def nightloom(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -7,12 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from archives import archive_of, run, star_field, write_config, write_frame
+from archives import MAIN, archive_of, run, star_field, write_config, write_frame
 from nightloom.store.products import current, products_on_disk
 from nightloom.store.verify import verify_product
 
 NY, NX = 140, 160
-MAIN = "import sys; from nightloom.cli.start import main; sys.argv[0] = 'nightloom'; main()"
 
 
 def digests(config: Path) -> dict[str, str]:
