@@ -60,7 +60,7 @@ def discard(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError:
-        aside = path
+        aside = path  # where nothing can be renamed it may still be possible to remove it
     if aside.is_dir() and not aside.is_symlink():
         shutil.rmtree(aside, ignore_errors=True)
     else:
