@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from nightloom.image.calibrate import MASK_BAD, MASK_SATURATED
-from nightloom.image.repair import repair, repair_near
+from nightloom.image.calibrate import (
+    MASK_BAD,
+    MASK_COSMIC,
+    MASK_FILLED,
+    MASK_NAN,
+    MASK_SATURATED,
+)
+from nightloom.image.repair import flags_before, repair, repair_near
 
 
 def spotted(shape=(300, 400), part=0.03):
@@ -23,11 +29,24 @@ def test_a_plane_is_filled_exactly_and_what_saturates_is_left():
     plane, mask = spotted()
     pixels = plane.copy()
     pixels[mask == MASK_BAD] = -1e6
-    left = repair(pixels, mask)
+    left = mask.copy()
+    repair(pixels, left)
     filled = left != mask
     assert filled.sum() > 0.8 * (mask == MASK_BAD).sum()
     assert_allclose(pixels[filled], plane[filled], rtol=1e-6)
     assert_array_equal(left[mask == MASK_SATURATED], MASK_SATURATED)
+
+
+def test_a_filled_pixel_remembers_what_was_wrong_with_it():
+    plane, _ = spotted()
+    for flags in range(32):
+        pixels, mask = plane.copy(), np.zeros(plane.shape, dtype=np.uint8)
+        mask[50, 60] = flags
+        repair(pixels, mask)
+        left, lost = int(mask[50, 60]), flags & (MASK_BAD | MASK_COSMIC | MASK_NAN)
+        assert left & ~MASK_FILLED == flags & ~lost
+        assert bool(left & MASK_FILLED) == bool(lost)
+        assert flags_before(left) == flags
 
 
 @pytest.mark.parametrize("n_stars", [6, 400])
@@ -38,8 +57,9 @@ def test_near_stars_all_is_as_if_everywhere(n_stars):
     x, y = rng.uniform(-20, 420, n_stars), rng.uniform(-20, 320, n_stars)
     x[0], y[1], x[2] = np.nan, np.inf, 1e9
     whole, near = plane.copy(), plane.copy()
-    left_of_whole = repair(whole, mask)
-    left = repair_near(near, mask, x, y, reach_px=12.3)
+    left_of_whole, left = mask.copy(), mask.copy()
+    repair(whole, left_of_whole)
+    repair_near(near, left, x, y, reach_px=12.3)
     rows, columns = np.mgrid[:300, :400]
     within = np.zeros(mask.shape, dtype=bool)
     for star in range(n_stars):

@@ -19,6 +19,7 @@ MASK_SATURATED = 2
 MASK_NONLINEAR = 4
 MASK_COSMIC = 8
 MASK_NAN = 16
+MASK_FILLED = 32 | 64 | 128  # bad, cosmic ray, NaN before `repair` gave it a value
 
 Pixels = NDArray[np.float32]
 Mask = NDArray[np.uint8]

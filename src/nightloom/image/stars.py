@@ -13,7 +13,10 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from nightloom.image.aperture import UNUSABLE, Floats, positive, read_only, star_vectors
-from nightloom.image.calibrate import Mask, as_mask
+from nightloom.image.calibrate import MASK_FILLED, Mask, as_mask
+from nightloom.image.repair import flags_before
+
+_NO_PEAK = UNUSABLE | MASK_FILLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +42,19 @@ def peaks_and_clean_radius(
     fwhm_px: float,
     flag_radius_px: float,
     max_radius_px: float,
-    mended: NDArray[Any] | None = None,
 ) -> StarPixels:
     """Peak of the raw pixels, mask bits and clean radius of each star.
 
-    raw, mask: [y, x]; x_px, y_px: [star]; mended: the mask that is left after repair, for the
-    clean radius alone. The peak is over centres within 1.5 FWHM, hot pixels and
-    cosmic rays left out; bits are of pixels that a circle of flag_radius_px touches; the clean
-    radius ends at saturated pixels no more than aperture sums do, and at max_radius_px.
+    raw, mask: [y, x]; x_px, y_px: [star]. The peak is over centres within 1.5 FWHM, hot pixels
+    and cosmic rays left out; bits are of pixels that a circle of flag_radius_px touches; both as
+    before any repair. The clean radius ends at filled and saturated pixels no more than aperture
+    sums do, and at max_radius_px.
     Raises ValueError: shapes differ, a length is not finite and above zero.
     """
-    if (
-        raw.ndim != 2
-        or raw.shape != mask.shape
-        or (mended is not None and raw.shape != mended.shape)
-    ):
+    if raw.ndim != 2 or raw.shape != mask.shape:
         raise ValueError(f"raw and mask must be equal [y, x], not {raw.shape, mask.shape}")
     native = read_only(np.ascontiguousarray(raw, dtype=raw.dtype.newbyteorder("=")))
     flags = read_only(as_mask(mask))
-    left = flags if mended is None else read_only(as_mask(mended))
     x, y = star_vectors(x_px, y_px)
     peak_px = 1.5 * positive("fwhm_px", fwhm_px)
     flag_px = positive("flag_radius_px", flag_radius_px)
@@ -67,7 +64,7 @@ def peaks_and_clean_radius(
         mask_bits=np.zeros(len(x), dtype=np.uint8),
         clean_radius_px=np.full(len(x), np.nan, dtype=np.float32),
     )
-    _look(native, flags, left, x, y, (peak_px, flag_px, reach),
+    _look(native, flags, x, y, (peak_px, flag_px, reach),
           found.peak_adu, found.mask_bits, found.clean_radius_px)  # fmt: skip
     return found
 
@@ -76,7 +73,6 @@ def peaks_and_clean_radius(
 def _look(
     raw: NDArray[Any],
     mask: Mask,
-    mended: Mask,
     x_px: Floats,
     y_px: Floats,
     radii: tuple[float, float, float],
@@ -102,10 +98,10 @@ def _look(
         first, last = int(left), int(right) + 1
         for j in range(int(low), int(high) + 1):
             dy = abs(j - y)
-            flags, left_over = mask[j][first:last], mended[j][first:last]
-            if _any(flags) or _any(left_over):
+            flags = mask[j][first:last]
+            if _any(flags):
                 bit, nearest = _marks_of_row(
-                    flags, left_over, first - x, max(dy - 0.5, 0.0) ** 2, flag_px, nearest
+                    flags, first - x, max(dy - 0.5, 0.0) ** 2, flag_px, nearest
                 )
                 seen |= bit
             if dy <= peak_px:
@@ -113,7 +109,7 @@ def _look(
                 stop = min(last, int(np.ceil(x + peak_px)) + 1)
                 for i in range(start, stop):
                     dx = i - x
-                    if dx * dx + dy * dy <= peak_px * peak_px and not mask[j, i] & UNUSABLE:
+                    if dx * dx + dy * dy <= peak_px * peak_px and not mask[j, i] & _NO_PEAK:
                         value = np.float64(raw[j, i])
                         peak = value if value > peak else peak  # a NaN is never above
         peaks[star] = peak if peak > -np.inf else np.nan
@@ -131,7 +127,7 @@ def _any(flags: Mask) -> bool:
 
 @njit(nogil=True, cache=True)
 def _marks_of_row(
-    flags: Mask, mended: Mask, first: float, near_y: float, flag_px: float, nearest: float
+    flags: Mask, first: float, near_y: float, flag_px: float, nearest: float
 ) -> tuple[int, float]:
     """Bits of a row's pixels within reach, and the nearest (squared) of those left unusable.
 
@@ -139,10 +135,10 @@ def _marks_of_row(
     """
     seen = 0
     for i in range(len(flags)):
-        if flags[i] or mended[i]:
+        if flags[i]:
             near = max(abs(first + i) - 0.5, 0.0) ** 2 + near_y
-            seen |= flags[i] if near < flag_px * flag_px else 0
-            nearest = min(nearest, near) if mended[i] & UNUSABLE else nearest
+            seen |= flags_before(flags[i]) if near < flag_px * flag_px else 0
+            nearest = min(nearest, near) if flags[i] & UNUSABLE else nearest
     return seen, nearest
 
 

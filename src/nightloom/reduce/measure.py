@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -187,11 +187,9 @@ def _measure(
     settings: PhotometrySection,
 ) -> Row:  # fmt: skip
     fwhm_px = sight.psf.fwhm_px if sight.psf.n_stars else stars.fwhm_px
-    mask_before = exposure.mask
     x, y = alignment.apply(placed.matrix, stars.x_px, stars.y_px)
     reach_px = _reach_px(settings, fwhm_px)
-    mended = repair_near(exposure.pixels_e, exposure.mask, x, y, reach_px=reach_px)
-    exposure = replace(exposure, mask=mended)
+    repair_near(exposure.pixels_e, exposure.mask, x, y, reach_px=reach_px)
     # About the aligned places, once: the sky beneath the centroids is then that of the fluxes.
     annuli = _background(exposure, sight, x, y, settings, fwhm_px)
     positions = _centroids(exposure, x, y, annuli, settings, fwhm_px)
@@ -204,9 +202,8 @@ def _measure(
         radii_px = np.append(radii_px, REACH_FWHM * fwhm_px)
     flux = sums.flux_e - sums.area_px * annuli.level_e[:, None]
     marks = peaks_and_clean_radius(
-        exposure.raw, mask_before, x, y, fwhm_px=fwhm_px,
+        exposure.raw, exposure.mask, x, y, fwhm_px=fwhm_px,
         flag_radius_px=FLAG_RADIUS_FWHM * fwhm_px, max_radius_px=float(radii_px.max()),
-        mended=exposure.mask,
     )  # fmt: skip
     ny, nx = exposure.pixels_e.shape
     middle_x, middle_y = (nx - 1) / 2, (ny - 1) / 2
