@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nightloom.image.aperture import UNUSABLE, Floats, frame_arrays, positive, star_vectors
 from nightloom.image.calibrate import MASK_SATURATED, Mask, Pixels
+from nightloom.image.prefetch import prefetch
 from nightloom.image.ranks import (
     INFINITE,
     LEAST,
@@ -30,7 +31,6 @@ from nightloom.image.ranks import (
 
 _UNCLEAN = UNUSABLE | MASK_SATURATED
 _MAX_CLIPS = 10
-_LINE_PX = 16  # float32 pixels that memory brings at once
 _MAX_STEPS = 40  # halvings alone come to 1e-12 of a count
 _MIDDLE_SPACING = 2.5066  # deviations between values about the middle, times their number
 _HALF_DIAGONAL = math.sqrt(0.5)
@@ -190,6 +190,8 @@ def _measure_rings(
     for star in range(x_px.size):
         x, y = x_px[star], y_px[star]
         n = _fill_ring(pixels, mask, x, y, radii[0], radii[1], ring)
+        if star + 1 < x_px.size:
+            prefetch(pixels, mask, x_px[star + 1], y_px[star + 1], radii[1], 0, 1)
         n_used[star], level, deviation, mean = _clip_ring(ring[:n], keys[:n], limits, near)
         if n_used[star] >= limits[1]:
             levels[star, 0], levels[star, 2], levels[star, 3] = level, deviation, mean
@@ -207,10 +209,7 @@ def _fill_ring(
     low, high = max(np.ceil(y - outer), 0.0), min(np.floor(y + outer), ny - 1.0)
     if not (math.isfinite(x) and math.isfinite(y) and low <= high):
         return 0
-    rows = int(low), int(high) + 1
-    columns = int(min(max(x - outer, 0.0), nx)), int(max(min(x + outer + 1.0, nx), 0.0))
-    ring[0] = _fetched(pixels, mask, rows, columns)
-    for j in range(rows[0], rows[1]):
+    for j in range(int(low), int(high) + 1):
         dy2 = (j - y) * (j - y)
         left, right = _span(x, outer * outer - dy2, nx)
         hole, beyond = _span(x, inner * inner - dy2, nx)
@@ -219,23 +218,6 @@ def _fill_ring(
         n = _append(pixels[j], mask[j], left, hole, ring, n)
         n = _append(pixels[j], mask[j], beyond, right, ring, n)
     return n
-
-
-@njit(nogil=True, cache=True)
-def _fetched(
-    pixels: Pixels, mask: Mask, rows: tuple[int, int], columns: tuple[int, int]
-) -> np.float32:
-    """A box brought near: a sum of no meaning over a value of each line of memory.
-
-    Loads in so short a loop wait for memory together; one by one, as they are needed, half of the
-    time of a ring was waiting.
-    """
-    total = np.float32(0.0)
-    for j in range(rows[0], rows[1]):
-        row, marks = pixels[j], mask[j]
-        for i in range(columns[0], columns[1], _LINE_PX):
-            total += row[i] + marks[i]
-    return total
 
 
 @njit(nogil=True, cache=True)

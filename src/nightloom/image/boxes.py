@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nightloom.image.calibrate import Mask, Pixels
 from nightloom.image.peaks import UNUSABLE
+from nightloom.image.prefetch import prefetch_row
 from nightloom.image.ranks import (
     INFINITE,
     LEAST,
@@ -74,19 +75,25 @@ def _sample(
     One of so many neighbours each, now the first, now another, so that what comes back every few
     rows is seen as often as it is there. Whole rows are copied on vectors, half ones hardly.
     """
-    tall = rows[1] - rows[0]
-    n_rows = -(-tall // stride)
+    n_rows = -(-(rows[1] - rows[0]) // stride)
     for m in range(n_rows):
-        # Which of the neighbours: in turn, and from both ends, so that no slope is seen.
-        back = n_rows - 1 - m
-        turn = m % stride if m <= back else stride - 1 - back % stride
-        place = 2 * (stride * m + turn) + 1 if m != back else n_rows * stride
-        y = rows[0] + place * tall // (2 * n_rows * stride)
+        y = _row_of_sample(m, n_rows, rows, stride)
+        ahead = _row_of_sample(min(m + 1, n_rows - 1), n_rows, rows, stride)
         row, marks = frame[y], flags[y]
         for j in range(len(edges_x) - 1):
             start, stop = edges_x[j], edges_x[j + 1]
+            prefetch_row(frame, flags, ahead, start, stop)
             _copy_good(row[start:stop], marks[start:stop], samples[j][m * (stop - start) :])
     return n_rows
+
+
+@njit(nogil=True, cache=True)
+def _row_of_sample(m: int, n_rows: int, rows: tuple[int, int], stride: int) -> int:
+    """Which of so many neighbours: in turn, and from both ends, so that no slope is seen."""
+    tall, back = rows[1] - rows[0], n_rows - 1 - m
+    turn = m % stride if m <= back else stride - 1 - back % stride
+    place = 2 * (stride * m + turn) + 1 if m != back else n_rows * stride
+    return rows[0] + place * tall // (2 * n_rows * stride)
 
 
 @njit(nogil=True, cache=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nightloom.image.calibrate import Mask, Pixels
 from nightloom.image.peaks import UNUSABLE, Floats
+from nightloom.image.prefetch import prefetch
 
 # Halves of rows about a star, above and below it, right and left of it, each outwards; pixels on
 # the axes through the star are cut there. Values, 0 of what is no good, the sum of all before each,
@@ -53,7 +54,9 @@ def sum_stars(
             sums[:, star] = np.nan
             continue
         parts[:] = 0.0
-        cut = _sum_star(pixels, mask, x, y, radii, parts, pieces, halves)
+        after = min(star + 1, n_stars - 1)
+        ahead = x_px[after], y_px[after], radii_px[after, -1]
+        cut = _sum_star(pixels, mask, x, y, radii, ahead, parts, pieces, halves)
         for k in range(n_radii):
             circle = math.pi * radii[k] * radii[k]
             out = _of_circle(circle - parts[SEEN, k], circle) if cut else 0.0
@@ -79,11 +82,15 @@ def _sum_star(
     x: float,
     y: float,
     radii: Floats,
+    ahead: tuple[float, float, float],
     parts: Floats,
     pieces: Floats,
     halves: Halves,
 ) -> bool:
-    """Add up one star; true where the frame's edge cuts its largest circle."""
+    """Add up one star; true where the frame's edge cuts its largest circle.
+
+    ahead: place and reach of the star that comes next.
+    """
     ny, nx = pixels.shape
     reach = radii[-1]
     left, right = np.floor(x - reach + 0.5), np.floor(x + reach + 0.5)
@@ -97,6 +104,7 @@ def _sum_star(
     starts, stops = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
     reached = 0
     for k in range(radii.size):
+        prefetch(pixels, mask, ahead[0], ahead[1], ahead[2], k, radii.size)
         square, n_pieces = radii[k] * radii[k], 0
         while reached < n and edges[1, reached] < radii[k]:
             reached += 1

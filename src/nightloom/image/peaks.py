@@ -270,8 +270,9 @@ def _strip_peaks(
 @njit(nogil=True, cache=True)
 def _move(values: Pixels, start: int, n: int) -> None:
     """Move n values from `start` to the front."""
+    place, held = values[:n], values[start : start + n]
     for k in range(n):
-        values[k] = values[start + k]
+        place[k] = held[k]
 
 
 @njit(nogil=True, cache=True)

@@ -18,6 +18,7 @@ from nightloom.image.peaks import (
     filter_gain,
     sort_few,
 )
+from nightloom.image.prefetch import prefetch
 from nightloom.image.saturation import Groups, nearest_group
 
 X, Y, FLUX, PEAK, SNR, ELONGATION, SHARPNESS, GROUP = range(8)  # columns of a star
@@ -311,6 +312,8 @@ def _measure(
         if n == len(stars):
             return n, k
         x0, y0 = found[k, 0], found[k, 1]
+        ahead = found[min(k + 1, len(found) - 1)]
+        prefetch(frame, flags, np.float64(ahead[0]), np.float64(ahead[1]), np.float64(half), 0, 1)
         noise = noise_at(mesh, np.float64(x0), np.float64(y0))
         least = threshold_sigma * noise
         _cut(frame, flags, mesh, x0, y0, cut)
