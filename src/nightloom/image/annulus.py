@@ -215,8 +215,8 @@ def _fill_ring(
         hole, beyond = _span(x, inner * inner - dy2, nx)
         if beyond <= hole:
             hole = beyond = right
-        n = _append(pixels[j], mask[j], left, hole, ring, n)
-        n = _append(pixels[j], mask[j], beyond, right, ring, n)
+        n = _append(pixels, mask, j, left, hole, ring, n)
+        n = _append(pixels, mask, j, beyond, right, ring, n)
     return n
 
 
@@ -235,13 +235,14 @@ def _span(x: float, square: float, nx: int) -> tuple[int, int]:
 
 
 @njit(nogil=True, cache=True)
-def _append(row: Pixels, flags: Mask, start: int, stop: int, ring: Pixels, n: int) -> int:
-    """Copy pixels from start to stop behind the first n of `ring`; their number."""
+def _append(pixels: Pixels, mask: Mask, j: int, start: int, stop: int, ring: Pixels, n: int) -> int:
+    """Copy pixels of a row from start to stop behind the first n of `ring`; their number."""
     wide = max(stop - start, 0)
-    values, marks, place = row[start : start + wide], flags[start : start + wide], ring[n:]
-    for i in range(wide):
-        good = ((marks[i] & _UNCLEAN) == 0) & (abs(values[i]) < np.float32(np.inf))
-        place[i] = values[i] if good else np.float32(np.inf)
+    row, source, place = np.uint64(j), np.uint64(start), np.uint64(n)
+    for i in range(np.uint64(wide)):
+        value = pixels[row, source + i]
+        good = ((mask[row, source + i] & _UNCLEAN) == 0) & (abs(value) < np.float32(np.inf))
+        ring[place + i] = value if good else np.float32(np.inf)
     return n + wide
 
 

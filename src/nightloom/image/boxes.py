@@ -79,11 +79,10 @@ def _sample(
     for m in range(n_rows):
         y = _row_of_sample(m, n_rows, rows, stride)
         ahead = _row_of_sample(min(m + 1, n_rows - 1), n_rows, rows, stride)
-        row, marks = frame[y], flags[y]
         for j in range(len(edges_x) - 1):
             start, stop = edges_x[j], edges_x[j + 1]
             prefetch_row(frame, flags, ahead, start, stop)
-            _copy_good(row[start:stop], marks[start:stop], samples[j][m * (stop - start) :])
+            _copy_good(frame, flags, y, start, stop, samples, j, m * (stop - start))
     return n_rows
 
 
@@ -97,11 +96,20 @@ def _row_of_sample(m: int, n_rows: int, rows: tuple[int, int], stride: int) -> i
 
 
 @njit(nogil=True, cache=True)
-def _copy_good(values: Pixels, marks: Mask, place: Pixels) -> None:
-    """Copy pixels, infinity in place of those that are no good."""
-    for x in range(len(values)):
-        good = ((marks[x] & UNUSABLE) == 0) & (abs(values[x]) < np.float32(np.inf))
-        place[x] = values[x] if good else np.float32(np.inf)
+def _copy_good(
+    frame: Pixels, flags: Mask, y: int, start: int, stop: int, samples: Pixels, j: int, first: int
+) -> None:
+    """Copy pixels of a row to a box's samples, infinity in place of those that are no good.
+
+    By places, not by slices: each slice would be counted in and out as an owner of the memory,
+    which takes as long as the copy.
+    """
+    line, box = np.uint64(y), np.uint64(j)
+    source, place = np.uint64(start), np.uint64(first)
+    for k in range(np.uint64(stop - start)):
+        value = frame[line, source + k]
+        good = ((flags[line, source + k] & UNUSABLE) == 0) & (abs(value) < np.float32(np.inf))
+        samples[box, place + k] = value if good else np.float32(np.inf)
 
 
 @njit(nogil=True, cache=True)

@@ -153,45 +153,54 @@ def _fill_halves(
             width = min(u + 0.5, 1.0)
             edges[0, n], edges[1, n], edges[2, n] = v, max(v - 0.5, 0.0), v + 0.5
             edges[3, n], edges[4, n] = u, width
-            if not _copy_outwards(pixels[j], mask[j], i, step, counts[n], planes[0, n]):
+            if not _copy_outwards(pixels, mask, j, i, step, counts[n], planes, n):
                 clean = False
-                _find_lost(pixels[j], mask[j], i, step, width, counts[n], planes[:, n])
+                _find_lost(mask, j, i, step, width, counts[n], planes, n)
             else:
-                planes[2, n] = 0.0
-            values, before, total = planes[0, n], planes[1, n], 0.0
+                for m in range(planes.shape[2]):
+                    planes[2, n, m] = 0.0
+            total = 0.0
             for m in range(counts[n]):
-                before[m] = total
-                total += values[m] * width
+                planes[1, n, m] = total
+                total += planes[0, n, m] * width
                 width = 1.0
-            before[counts[n]] = total
+            planes[1, n, counts[n]] = total
             n += 1
     return n, clean
 
 
 @njit(nogil=True, cache=True)
-def _copy_outwards(line: Pixels, flags: Mask, i: int, step: int, n: int, values: Floats) -> bool:
-    """Copy n pixels from i on; whether all are good."""
+def _copy_outwards(
+    pixels: Pixels, mask: Mask, j: int, i: int, step: int, n: int, planes: NDArray[np.float64],
+    h: int,
+) -> bool:  # fmt: skip
+    """Copy n pixels from i on to half h; whether all are good.
+
+    By places, not by slices: each slice is counted in and out as an owner of the memory.
+    """
     seen, strange = np.uint8(0), False
     for m in range(n):
-        values[m] = line[i + step * m]
-        seen |= flags[i + step * m]
-        strange |= not abs(values[m]) < np.inf
+        value = pixels[j, i + step * m]
+        planes[0, h, m] = value
+        seen |= mask[j, i + step * m]
+        strange |= not abs(value) < np.inf
     return (seen & UNUSABLE) == 0 and not strange
 
 
 @njit(nogil=True, cache=True)
 def _find_lost(
-    line: Pixels, flags: Mask, i: int, step: int, width: float, n: int, planes: Floats
-) -> None:
-    """Take out what is no good of n pixels from i on, and note its area."""
-    values, lost, bad = planes[0], planes[2], 0.0
+    mask: Mask, j: int, i: int, step: int, width: float, n: int, planes: NDArray[np.float64],
+    h: int,
+) -> None:  # fmt: skip
+    """Take out of half h what is no good of n pixels from i on, and note its area."""
+    bad = 0.0
     for m in range(n):
-        lost[m] = bad
-        if (flags[i + step * m] & UNUSABLE) != 0 or not abs(values[m]) < np.inf:
-            values[m] = 0.0
+        planes[2, h, m] = bad
+        if (mask[j, i + step * m] & UNUSABLE) != 0 or not abs(planes[0, h, m]) < np.inf:
+            planes[0, h, m] = 0.0
             bad += width
         width = 1.0
-    lost[n] = bad
+    planes[2, h, n] = bad
 
 
 @njit(nogil=True, cache=True)
@@ -264,14 +273,13 @@ def _store_good(
     n = 0
     for h in range(n_halves):
         first, v, y0, y1 = starts[h], edges[0, h], edges[1, h], edges[2, h]
-        values, lost = planes[0, h], planes[2, h]
         parts[FLUX, k] += (y1 - y0) * planes[1, h, first]
-        parts[MASKED, k] += (y1 - y0) * lost[first]
+        parts[MASKED, k] += (y1 - y0) * planes[2, h, first]
         parts[SEEN, k] += (y1 - y0) * (first - 1 + edges[4, h]) if first > 0 else 0.0
         for m in range(first, stops[h]):
             u = edges[3, h] + m
-            if lost[m + 1] == lost[m]:
-                pieces[0, n], pieces[1, n], pieces[2, n] = u, v, values[m]
+            if planes[2, h, m + 1] == planes[2, h, m]:
+                pieces[0, n], pieces[1, n], pieces[2, n] = u, v, planes[0, h, m]
                 n += 1
             else:
                 area = _overlap_small(max(u - 0.5, 0.0), u + 0.5, y0, y1, square, 1.0 / square)
@@ -301,26 +309,21 @@ def _add_pieces(pieces: Floats, n: int, square: float, parts: Floats, k: int) ->
         spared = inside - inside * inside / area
         pieces[0, i], pieces[1, i] = value * inside, value * spared
         pieces[2, i] = spared
-    flux, flux_spared, spared, seen = _totals(pieces, n)
-    parts[FLUX, k] += flux
-    parts[SEEN, k] += seen
-    parts[FLUX_SPARED, k] += flux_spared
-    parts[AREA_SPARED, k] += spared
-
-
-@njit(nogil=True, cache=True)
-def _totals(rows: Floats, n: int) -> tuple[float, float, float, float]:
-    """Sums of the first n of four rows; two of each keep the adders busy."""
+    # Two sums of each keep the adders busy.
     a0 = a1 = b0 = b1 = c0 = c1 = d0 = d1 = 0.0
-    for i in range(0, n - 1, 2):
-        a0, a1 = a0 + rows[0, i], a1 + rows[0, i + 1]
-        b0, b1 = b0 + rows[1, i], b1 + rows[1, i + 1]
-        c0, c1 = c0 + rows[2, i], c1 + rows[2, i + 1]
-        d0, d1 = d0 + rows[3, i], d1 + rows[3, i + 1]
-    if n % 2:
-        a0, b0 = a0 + rows[0, n - 1], b0 + rows[1, n - 1]
-        c0, d0 = c0 + rows[2, n - 1], d0 + rows[3, n - 1]
-    return a0 + a1, b0 + b1, c0 + c1, d0 + d1
+    for pair in range(n // 2):
+        i = 2 * pair
+        a0, a1 = a0 + pieces[0, i], a1 + pieces[0, i + 1]
+        b0, b1 = b0 + pieces[1, i], b1 + pieces[1, i + 1]
+        c0, c1 = c0 + pieces[2, i], c1 + pieces[2, i + 1]
+        d0, d1 = d0 + pieces[3, i], d1 + pieces[3, i + 1]
+    for i in range(2 * (n // 2), n):
+        a0, b0 = a0 + pieces[0, i], b0 + pieces[1, i]
+        c0, d0 = c0 + pieces[2, i], d0 + pieces[3, i]
+    parts[FLUX, k] += a0 + a1
+    parts[SEEN, k] += d0 + d1
+    parts[FLUX_SPARED, k] += b0 + b1
+    parts[AREA_SPARED, k] += c0 + c1
 
 
 @njit(nogil=True, cache=True)

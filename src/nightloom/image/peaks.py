@@ -72,13 +72,22 @@ def _limit_lines(mesh: Mesh, factor: float, nx: int) -> Pixels:
 
 
 @njit(nogil=True, cache=True)
-def _residual(row: Pixels, marks: Mask, levels: Limit, out: Pixels) -> None:
-    """Pixels above the sky, which lies between two lines; 0 where there is no usable value."""
-    upper, lower, part = levels
-    for x in range(len(out)):
-        value = row[x] - (upper[x] + part * (lower[x] - upper[x]))
-        good = ((marks[x] & UNUSABLE) == 0) & (abs(value) < np.float32(np.inf))
-        out[x] = value if good else np.float32(0.0)
+def _residual(
+    frame: Pixels, flags: Mask, y: int, columns: tuple[int, int], sky: Pixels,
+    rows: tuple[int, int, np.float32], out: Pixels, place: int,
+) -> None:  # fmt: skip
+    """Pixels of a row above the sky, which lies between two lines; 0 where none is usable.
+
+    By places, not by slices: each slice is counted in and out as an owner of the memory.
+    """
+    above, below, part = rows
+    row, upper, lower = np.uint64(y), np.uint64(above), np.uint64(below)
+    first, behind = np.uint64(columns[0]), np.uint64(place)
+    for k in range(np.uint64(columns[1] - columns[0])):
+        x = first + k
+        value = frame[row, x] - (sky[upper, x] + part * (sky[lower, x] - sky[upper, x]))
+        good = ((flags[row, x] & UNUSABLE) == 0) & (abs(value) < np.float32(np.inf))
+        out[behind + k] = value if good else np.float32(0.0)
 
 
 @njit(nogil=True, cache=True)
@@ -235,14 +244,12 @@ def _strip_peaks(
         if slot == held + 1 + _SLIDE:
             _move(window, (slot - held) * _STRIP, held * _STRIP)
             slot = held
-        row = window[slot * _STRIP : (slot + 1) * _STRIP]
+        place = slot * _STRIP
         if ahead < ny:
-            above, below, part = between((ahead - mesh[4]) / mesh[5], len(sky))
-            levels = sky[above][left:right], sky[below][left:right], part
-            row = row[left - origin : right - origin]
-            _residual(frame[ahead][left:right], flags[ahead][left:right], levels, row)
+            rows = between((ahead - mesh[4]) / mesh[5], len(sky))
+            _residual(frame, flags, ahead, (left, right), sky, rows, window, place + left - origin)
         else:
-            row[:] = np.float32(0.0)
+            window[place : place + _STRIP] = np.float32(0.0)
         slot += 1
         y = ahead - reach - 1
         if 0 <= y < ny:

@@ -79,18 +79,22 @@ def _repair_squares(pixels: Pixels, mask: Mask, x_px: Floats, y_px: Floats, reac
 def _repair(pixels: Pixels, mask: Mask, rows: tuple[int, int], columns: tuple[int, int]) -> None:
     ny, nx = pixels.shape
     for y in range(max(rows[0], 1), min(rows[1], ny - 1)):
-        row = mask[y]
         for start in range(columns[0], columns[1], _RUN_PX):
             stop = min(start + _RUN_PX, columns[1])
-            run = row[start:stop]
-            marks = np.uint8(0)
-            for k in range(len(run)):
-                marks |= run[k]
-            if marks & _LOST == 0:
+            if not any_of(mask, y, start, stop) & _LOST:
                 continue
             for x in range(max(start, 1), min(stop, nx - 1)):
-                if row[x] & _LOST:
+                if mask[y, x] & _LOST:
                     _fill(pixels, mask, y, x)
+
+
+@njit(nogil=True, cache=True)
+def any_of(mask: Mask, y: int, start: int, stop: int) -> np.uint8:
+    """All flags of a row from start to stop together: nearly all rows are without any."""
+    row, first, flags = np.uint64(y), np.uint64(start), np.uint8(0)
+    for k in range(np.uint64(stop - start)):
+        flags |= mask[row, first + k]
+    return flags
 
 
 @njit(nogil=True, cache=True)

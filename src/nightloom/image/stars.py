@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nightloom.image.aperture import UNUSABLE, Floats, positive, read_only, star_vectors
 from nightloom.image.calibrate import MASK_FILLED, Mask, as_mask
-from nightloom.image.repair import flags_before
+from nightloom.image.repair import any_of, flags_before
 
 _NO_PEAK = UNUSABLE | MASK_FILLED
 
@@ -98,10 +98,9 @@ def _look(
         first, last = int(left), int(right) + 1
         for j in range(int(low), int(high) + 1):
             dy = abs(j - y)
-            flags = mask[j][first:last]
-            if _any(flags):
+            if any_of(mask, j, first, last):
                 bit, nearest = _marks_of_row(
-                    flags, first - x, max(dy - 0.5, 0.0) ** 2, flag_px, nearest
+                    mask[j, first:last], first - x, max(dy - 0.5, 0.0) ** 2, flag_px, nearest
                 )
                 seen |= bit
             if dy <= peak_px:
@@ -114,15 +113,6 @@ def _look(
                         peak = value if value > peak else peak  # a NaN is never above
         peaks[star] = peak if peak > -np.inf else np.nan
         bits[star], clean[star] = seen, math.sqrt(nearest)
-
-
-@njit(nogil=True, cache=True)
-def _any(flags: Mask) -> bool:
-    """Whether a flag is set in a row; nearly all rows are without, so no pixel is branched on."""
-    marks = np.uint8(0)
-    for k in range(len(flags)):
-        marks |= flags[k]
-    return bool(marks != 0)
 
 
 @njit(nogil=True, cache=True)
