@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from archives import archive_of, run, star_field, write_config, write_frame
-from nightloom.config import load_config
+from nightloom.config import PhotometrySection, load_config
 from nightloom.errors import ConfigError
 from nightloom.reduce.networks import digest_of_weights, network_of
 
@@ -63,8 +63,17 @@ def test_files_that_are_none_are_refused_before_anything_starts(tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"none\.npz"):
         run(config)
     with pytest.raises(ConfigError, match=r"none\.npz"):
-        digest_of_weights(str(tmp_path / "none.npz"))
+        digest_of_weights(load_config(config).photometry)
     (tmp_path / "none.npz").write_bytes(b"not weights")
     with pytest.raises(ConfigError, match="ballet_weights"):
         network_of(str(tmp_path / "none.npz"))
-    assert digest_of_weights("") == ""
+
+
+def test_weights_count_where_a_network_is_asked_for(tmp_path: Path) -> None:
+    write_weights(tmp_path / "mine.npz", answer=(7.0, 7.0))
+    mine = str(tmp_path / "mine.npz")
+    shipped = digest_of_weights(PhotometrySection(centroid="ballet"))
+    own = digest_of_weights(PhotometrySection(centroid="ballet", ballet_weights=mine))
+    assert len({"", shipped, own}) == 3
+    for path in ("", mine, "none.npz"):
+        assert digest_of_weights(PhotometrySection(ballet_weights=path)) == ""

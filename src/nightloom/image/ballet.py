@@ -23,6 +23,7 @@ from nightloom.image.centroid import Centroids
 from nightloom.image.cutout import corner, cut, mirrored
 from nightloom.image.network import HALF, SIDE, Floats32, Network, load_weights, predict
 
+SHIPPED = files("nightloom") / "data" / "ballet" / "weights.npz"
 _NEAR_PX = 0.7  # farther from the middle of the cutout the network is less exact: cut again
 _MAX_TURNS = 4
 _PEAK_HALF = 4  # scaled by the maximum of the inner 9x9
@@ -82,7 +83,7 @@ def ballet(
 @lru_cache(maxsize=1)
 def shipped() -> Network:
     """The network that comes with nightloom, read once a process."""
-    with as_file(files("nightloom") / "data" / "ballet" / "weights.npz") as path:
+    with as_file(SHIPPED) as path:
         return load_weights(path)
 
 

@@ -53,7 +53,7 @@ class CubeSettings(BaseModel):
     background: str
     annulus_fwhm: tuple[float, float]
     centroid: str
-    ballet_weights: str  # digest of the file
+    ballet_weights: str  # their digest, where they are used
     detection_sigma: float
     max_elongation: float
     min_matched: int
@@ -82,7 +82,7 @@ def cube_settings(config: Config, instrument: Instrument) -> CubeSettings:
         background=photometry.background,
         annulus_fwhm=photometry.annulus_fwhm,
         centroid=photometry.centroid,
-        ballet_weights=digest_of_weights(photometry.ballet_weights),
+        ballet_weights=digest_of_weights(photometry),
         detection_sigma=photometry.detection_sigma,
         max_elongation=photometry.max_elongation,
         min_matched=photometry.min_matched,

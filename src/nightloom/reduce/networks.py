@@ -1,12 +1,15 @@
-"""Weights of a centroid network that the configuration names in place of the shipped ones."""
+"""Weights of the centroid network: those that the configuration names, or the shipped ones."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib.resources import as_file
 from pathlib import Path
 from zipfile import BadZipFile
 
+from nightloom.config import PhotometrySection
 from nightloom.errors import ConfigError
+from nightloom.image.ballet import SHIPPED
 from nightloom.image.network import Network, load_weights
 from nightloom.store.fingerprint import digest_of_file
 
@@ -26,10 +29,16 @@ def network_of(path: str) -> Network:
         ) from None
 
 
-def digest_of_weights(path: str) -> str:
-    """Digest of the file's content: what the results depend on; "" without a file."""
-    if not path:
+def digest_of_weights(photometry: PhotometrySection) -> str:
+    """Digest of the weights' content, which results depend on; "" where no network is asked.
+
+    Raises ConfigError: the file can't be read.
+    """
+    path = photometry.ballet_weights
+    if photometry.centroid != "ballet":
         return ""
+    if not path:
+        return _digest_of_shipped()
     try:
         return _digest(path, Path(path).stat().st_mtime_ns)
     except OSError as error:
@@ -39,6 +48,12 @@ def digest_of_weights(path: str) -> str:
 @lru_cache(maxsize=2)
 def _network(path: str, _modified_ns: int) -> Network:
     return load_weights(Path(path))
+
+
+@lru_cache(maxsize=1)
+def _digest_of_shipped() -> str:
+    with as_file(SHIPPED) as path:
+        return digest_of_file(path)
 
 
 @lru_cache(maxsize=2)
