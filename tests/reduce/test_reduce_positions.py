@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from archives import star_field
 from nightloom.config import Instrument, PhotometrySection
+from nightloom.image.aperture import aperture_sums
 from nightloom.image.centroid import windowed
 from nightloom.plan.recipes import PlannedFrame
 from nightloom.reduce.detection import CalibratedFrame
 from nightloom.reduce.masters import MasterPaths
 from nightloom.reduce.measure import Row, StarList, measure_frame
 from nightloom.schema.flags import BITS, CAVEATS
+from nightloom.synth.camera import render
 
 SIZE, SIGMA_PX, SKY_E, N_FRAMES = 320, 1.5, 200.0, 15
 MOVED, MOVED_PX = 35, 1.3  # a star whose place in the list is old
@@ -123,3 +125,28 @@ def test_a_star_that_moved_keeps_its_centroid(night: Night) -> None:
     apart = np.array([row["x"][MOVED] for row in rows]) - night.x[:, MOVED]
     assert np.abs(apart).max() < 0.3 * MOVED_PX
     assert not any(row["flags"][MOVED] & BITS["position_forced"] for row in rows)
+
+
+def test_a_centroid_that_follows_the_noise_finds_too_much_light_and_scatters_as_much() -> None:
+    # Why faint stars' fluxes look steadier at their centroids: the mean is too high, no more.
+    rng, side, tile = np.random.default_rng(3), 25, 50
+    row, column = np.divmod(np.arange(side * side), side)
+    x, y = tile * (np.stack([column, row]) + 0.5) + rng.uniform(-0.5, 0.5, (2, side * side))
+    star = {"x_px": x, "y_px": y, "flux_e": np.full(len(x), 600.0), "fwhm_px": 4.0}
+    light = render(side * tile, side * tile, **star)
+    noisy = (rng.poisson(light + SKY_E) - SKY_E).astype(np.float32)
+    clean = np.zeros(light.shape, dtype=np.uint8)
+    found = windowed(
+        noisy, clean, x, y, background_e=np.zeros(len(x)), fwhm_px=4.0, max_shift_px=2.0
+    )
+    truth, forced, centred = (
+        aperture_sums(frame.astype(np.float32), clean, *xy, [3.0]).flux_e[found.ok, 0]
+        for frame, xy in (
+            (light, (x, y)), (noisy, (x, y)), (noisy, (found.x_px, found.y_px)),
+        )
+    )  # fmt: skip
+    error = forced.std() / np.sqrt(len(forced))
+    assert abs(forced.mean() - truth.mean()) < 3 * error
+    assert centred.mean() > 1.02 * forced.mean()
+    assert centred.std() == pytest.approx(forced.std(), rel=0.02)
+    assert centred.std() / centred.mean() < forced.std() / forced.mean()

@@ -2,6 +2,8 @@
 
 A faint star's centroid follows the noise and scatters by tenths of a pixel; the alignment, which
 all stars make together, by hundredths. How much each scatters is known in the frame itself.
+A centroid that follows the noise also finds light that is not the star's: 3 % of 600 electrons
+within 0.75 FWHM. The flux scatters as much, which only looks like less against a mean too high.
 """
 
 from __future__ import annotations
