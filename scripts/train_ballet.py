@@ -27,7 +27,7 @@ STRIDES = (1, 2, 1)
 HIDDEN = 256
 FWHM_PX = (1.4, 9.0)
 WIDE_PX = 5.0
-NARROW_PX, NARROW_SHARE = 2.8, 0.25  # narrower stars need a finer integration over pixels
+NARROW_PX = 2.8  # narrower stars need a finer integration over pixels
 BETA = (1.6, 5.0)
 GAUSSIAN_BETA = 500.0  # a Moffat so steep is a Gaussian
 GAUSSIAN_SHARE = 0.25
@@ -36,6 +36,9 @@ SNR = (15.0, 2000.0)
 # Variance of sky and read-out over that of the star's photons in its brightest pixel. Of some
 # stars the scaling is told another: the gain is assumed, or the scatter of the sky is not its own.
 SKY_TO_PEAK = (0.003, 30.0)
+# Broad stars far brighter than the sky: the best weight of a pixel grows with its distance from
+# the centre there, up to the rim. Nothing is learned as slowly.
+BRIGHT_FWHM_PX, BRIGHT_SKY_TO_PEAK, BRIGHT_SNR = 6.0, (0.003, 0.1), (80.0, 2000.0)
 MISTOLD_SHARE, MISTOLD = 0.25, (0.3, 3.0)
 # Offsets from the centre of the cutout. Inference cuts again where they are not near, so far ones
 # need only be right by a few hundredths of their excess.
@@ -44,7 +47,8 @@ MIDDLE_SHARE, FAR_SHARE, FAR_ERROR = 0.18, 0.07, 0.03
 NEIGHBOUR_FLUX, NEIGHBOUR_FWHM = (0.01, 1.0), 1.5
 FLOOR_PX = 0.006  # errors below this are as good as none
 HUBER = 3.0
-FIGURE_FWHM_PX = (2.0, 3.0, 4.0, 6.0, 8.0)
+FIGURE_FORMS = {"Gaussian": 1.0, "Moffat": 0.0}  # and their share of Gaussians
+FIGURE_FWHM_PX = (2.0, 3.0, 4.0, 6.0, 7.0, 8.0)
 FIGURE_SNR = (20.0, 50.0, 100.0, 300.0, 1000.0)
 FIGURE_SKY_TO_PEAK = (0.01, 0.05, 0.3, 3.0, 10.0)
 OUT = Path(__file__).parents[1] / "src" / "nightloom" / "data" / "ballet"
@@ -52,24 +56,28 @@ OUT = Path(__file__).parents[1] / "src" / "nightloom" / "data" / "ballet"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Steps at a rate that falls to nothing, and what is drawn.
+    """Steps of so many stars, at a rate that falls to nothing, and what is drawn.
 
-    wide_share: of stars drawn from WIDE_PX on, beyond their share of the rest; neighbour_share: of
-    cutouts with a second star.
+    Shares of stars narrower than NARROW_PX, of those drawn from WIDE_PX on and of broad bright
+    ones, the latter two beyond their share of the rest; of cutouts with a second star.
     """
 
     steps: int
+    batch: int
     rate: float
+    narrow_share: float
     wide_share: float
+    bright_share: float
     neighbour_share: float
 
 
-# What is hardest comes last: broad stars. While many have neighbours, the network trusts the wings
-# of bright ones less than those of a lone star deserve: 1.4 bounds at FWHM 8, SNR 300.
+# What is hardest comes last. While many have neighbours, the network trusts the wings of bright
+# stars less than those of a lone one deserve; larger batches tell small errors from noise.
 STAGES = (
-    Stage(24000, 1.5e-3, 0.15, 0.15),
-    Stage(10000, 6e-4, 0.4, 0.15),
-    Stage(7000, 6e-4, 0.4, 0.03),
+    Stage(24000, 256, 1.5e-3, 0.25, 0.15, 0.0, 0.15),
+    Stage(12000, 512, 1e-3, 0.15, 0.15, 0.45, 0.04),
+    Stage(9000, 1024, 4e-4, 0.15, 0.15, 0.45, 0.04),
+    Stage(6000, 2048, 3e-4, 0.15, 0.15, 0.45, 0.04),
 )
 
 
@@ -155,6 +163,7 @@ def simulate(
     snr: tuple[float, float] = SNR,
     sky_to_peak: tuple[float, float] = SKY_TO_PEAK,
     neighbour_share: float = 0.0,
+    gaussian_share: float = GAUSSIAN_SHARE,
     lone: bool = False,
 ) -> Stars:
     """Random stars with sky, photon noise, an error of the background, and neighbours.
@@ -166,7 +175,7 @@ def simulate(
     reach = torch.where((draw >= FAR_SHARE) & (draw < FAR_SHARE + MIDDLE_SHARE), MIDDLE_PX, reach)
     y, x = reach * uniform(n, -1, 1), reach * uniform(n, -1, 1)
     width = torch.where(torch.rand(n) < 0.5, log_uniform(n, *fwhm), uniform(n, *fwhm))
-    beta = torch.where(torch.rand(n) < GAUSSIAN_SHARE, GAUSSIAN_BETA, uniform(n, *BETA))
+    beta = torch.where(torch.rand(n) < gaussian_share, GAUSSIAN_BETA, uniform(n, *BETA))
     stretch = torch.ones(n) if lone else 1 + (MAX_ELONGATION - 1) * torch.rand(n) ** 1.7
     form = (width, beta, stretch, uniform(n, 0, math.pi))
     n_nodes = 3 if fwhm[0] < NARROW_PX else 2
@@ -220,14 +229,17 @@ def neighbours(
 
 
 def batch_of(n: int, stage: Stage) -> Stars:
-    """A batch to train on: narrow, broad and wide stars."""
-    n_narrow, n_wide = round(NARROW_SHARE * n), round(stage.wide_share * n)
+    """A batch to train on: narrow, broad, wide and bright stars."""
+    shares = stage.narrow_share, stage.wide_share, stage.bright_share
+    narrow, wide, bright = (round(share * n) for share in shares)
+    low, high = FWHM_PX
     parts = [
-        simulate(size, fwhm=fwhm, neighbour_share=stage.neighbour_share)
-        for size, fwhm in (
-            (n_narrow, (FWHM_PX[0], NARROW_PX)),
-            (n - n_narrow - n_wide, (NARROW_PX, FWHM_PX[1])),
-            (n_wide, (WIDE_PX, FWHM_PX[1])),
+        simulate(size, fwhm=fwhm, snr=snr, sky_to_peak=sky, neighbour_share=stage.neighbour_share)
+        for size, fwhm, snr, sky in (
+            (narrow, (low, NARROW_PX), SNR, SKY_TO_PEAK),
+            (n - narrow - wide - bright, (NARROW_PX, high), SNR, SKY_TO_PEAK),
+            (wide, (WIDE_PX, high), SNR, SKY_TO_PEAK),
+            (bright, (BRIGHT_FWHM_PX, high), BRIGHT_SNR, BRIGHT_SKY_TO_PEAK),
         )
         if size
     ]
@@ -250,13 +262,16 @@ def figures(net: Net) -> dict[str, dict[str, float]]:
     """Root mean square error and bound, px, of lone round stars near the centre."""
     found = {}
     with torch.no_grad():
-        for fwhm, snr, sky in product(FIGURE_FWHM_PX, FIGURE_SNR, FIGURE_SKY_TO_PEAK):
+        for form, fwhm, snr, sky in product(
+            FIGURE_FORMS, FIGURE_FWHM_PX, FIGURE_SNR, FIGURE_SKY_TO_PEAK
+        ):
             stars = simulate(
-                2000, fwhm=(fwhm, fwhm), snr=(snr, snr), sky_to_peak=(sky, sky), lone=True
-            )
+                2000, fwhm=(fwhm, fwhm), snr=(snr, snr), sky_to_peak=(sky, sky), lone=True,
+                gaussian_share=FIGURE_FORMS[form],
+            )  # fmt: skip
             error = (net(stars.cutouts) - stars.offsets_px).square().mean().sqrt()
             bound = stars.bounds_px.square().mean().sqrt()
-            found[f"fwhm {fwhm:g} px, snr {snr:g}, sky {sky:g} of the peak"] = {
+            found[f"{form}, fwhm {fwhm:g} px, snr {snr:g}, sky {sky:g} of the peak"] = {
                 "rms_px": round(float(error), 5),
                 "bound_px": round(float(bound), 5),
             }
@@ -264,13 +279,14 @@ def figures(net: Net) -> dict[str, dict[str, float]]:
 
 
 def show(found: dict[str, dict[str, float]]) -> None:
-    """The error over what is asked, 1.3 bounds or 0.01 px, a line for each width and sky."""
-    print("fwhm px  sky/peak  rms / max(1.3 bound, 0.01 px) at snr", *FIGURE_SNR)
+    """The error over what is asked, 1.3 bounds or 0.01 px, a line for each form, width and sky."""
+    print("    form  fwhm px  sky/peak  rms / max(1.3 bound, 0.01 px) at snr", *FIGURE_SNR)
     ratios = [f["rms_px"] / max(1.3 * f["bound_px"], 0.01) for f in found.values()]
-    table = np.reshape(ratios, (len(FIGURE_FWHM_PX), len(FIGURE_SNR), len(FIGURE_SKY_TO_PEAK)))
-    for i, fwhm in enumerate(FIGURE_FWHM_PX):
-        for k, sky in enumerate(FIGURE_SKY_TO_PEAK):
-            print(f"{fwhm:7g}  {sky:8g} ", *(f"{ratio:5.2f}" for ratio in table[i, :, k]))
+    axes = FIGURE_FORMS, FIGURE_FWHM_PX, FIGURE_SNR, FIGURE_SKY_TO_PEAK
+    table = np.moveaxis(np.reshape(ratios, [len(axis) for axis in axes]), 2, 3)
+    lines = product(FIGURE_FORMS, FIGURE_FWHM_PX, FIGURE_SKY_TO_PEAK)
+    for (form, fwhm, sky), row in zip(lines, table.reshape(-1, len(FIGURE_SNR)), strict=True):
+        print(f"{form:>8}  {fwhm:7g}  {sky:8g} ", *(f"{ratio:5.2f}" for ratio in row))
     print(f"worst {table.max():.2f}")
 
 
@@ -304,7 +320,7 @@ def load(net: Net, path: Path) -> None:
         net.last.bias -= HALF
 
 
-def train(net: Net, stage: Stage, *, batch: int) -> float:
+def train(net: Net, stage: Stage) -> float:
     """One stage; the mean loss at its end."""
     optimiser = torch.optim.AdamW(net.parameters(), lr=stage.rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -312,7 +328,7 @@ def train(net: Net, stage: Stage, *, batch: int) -> float:
     )
     mean = math.nan
     for step in range(1, stage.steps + 1):
-        loss = loss_of(net, batch_of(batch, stage))
+        loss = loss_of(net, batch_of(stage.batch, stage))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -327,7 +343,6 @@ def main() -> None:
     """Train stage by stage, and save after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--after", type=Path, help="folder of earlier stages' weights")
     parser.add_argument("--figures", action="store_true", help="of the weights in --out; no more")
@@ -348,10 +363,10 @@ def main() -> None:
         if k == 0:
             net = Net().to(memory_format=torch.channels_last)
         start = time.monotonic()
-        loss = train(net, STAGES[k], batch=options.batch)
+        loss = train(net, STAGES[k])
         seconds = round(time.monotonic() - start)
         done.append(asdict(STAGES[k]) | {"loss": round(loss, 4), "seconds": seconds})
-        facts = {"seed": options.seed, "batch": options.batch, "torch": torch.__version__}
+        facts = {"seed": options.seed, "torch": torch.__version__}
         save(net, options.out, facts | {"stages": done})
 
 

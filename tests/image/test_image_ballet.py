@@ -98,27 +98,18 @@ def test_the_root_of_the_variance_is_what_an_even_network_sees(rms_e: float | No
         assert_allclose(found.x_px[0], 20 + 0.5 * expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("fwhm_px", [2.0, 4.0, 6.0, 8.0])
+@pytest.mark.parametrize("fwhm_px", [2.0, 4.0, 6.0, 7.0, 8.0])
 @pytest.mark.parametrize("beta", [GAUSSIAN_BETA, 2.5])
-@pytest.mark.parametrize("snr", [20.0, 100.0, 300.0, 1000.0])
-@pytest.mark.parametrize("sky_to_peak", [0.05, 1.0, 10.0])
+@pytest.mark.parametrize("snr", [20.0, 100.0, 300.0, 500.0, 1000.0])
+@pytest.mark.parametrize("sky_to_peak", [0.01, 0.05, 0.3, 1.0, 10.0])
 def test_errors_are_near_the_bound(
     fwhm_px: float, beta: float, snr: float, sky_to_peak: float
 ) -> None:
     rng = np.random.default_rng(11)
     stars = noisy_stars(rng, fwhm_px=fwhm_px, beta=beta, snr=snr, sky_to_peak=sky_to_peak)
     reached_px = rms_px(ballet, stars, rng, fwhm_px=fwhm_px)
-    # Known to miss what is asked: 1.42 bounds of the broadest Gaussians that outshine the sky.
-    bounds = 1.5 if fwhm_px == 8.0 and sky_to_peak < 0.1 else 1.3
-    assert reached_px < max(bounds * stars.bound_px, 0.01)
+    assert reached_px < max(1.3 * stars.bound_px, 0.01)
     assert reached_px > 0.85 * stars.bound_px  # else the bound is wrong
-
-
-def test_the_broadest_stars_a_hundredfold_of_the_sky_are_known_to_miss_the_bound() -> None:
-    # The best weight then grows with the distance from the centre, up to the cutout's rim.
-    rng = np.random.default_rng(13)
-    stars = noisy_stars(rng, fwhm_px=8.0, beta=GAUSSIAN_BETA, snr=300.0, sky_to_peak=0.01)
-    assert rms_px(ballet, stars, rng, fwhm_px=8.0) < 1.55 * stars.bound_px
 
 
 @pytest.mark.parametrize("fwhm_px", [1.6, 2.0, 3.0, 5.0, 8.0])
@@ -190,9 +181,9 @@ def test_the_weights_are_small_and_say_where_they_come_from() -> None:
     assert len((folder / "weights.npz").read_bytes()) < 3e6
     facts = json.loads((folder / "training.json").read_text())
     assert facts["seed"] == 20
-    assert [stage["steps"] for stage in facts["stages"]] == [24000, 10000, 7000]
+    assert [stage["steps"] for stage in facts["stages"]] == [24000, 12000, 9000, 6000]
     for found in facts["figures"].values():
-        assert found["rms_px"] < max(1.5 * found["bound_px"], 0.01)
+        assert found["rms_px"] < max(1.3 * found["bound_px"], 0.01)
     assert shipped().fwhm_px == (1.4, 9.0)
 
 
