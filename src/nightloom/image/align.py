@@ -319,6 +319,7 @@ def _needed_matches(source: Floats, target: Floats, trials: float, limits: _Limi
 
 def _median_neighbour(points: Floats) -> float:
     """Median distance to the nearest other point, not zero."""
-    apart = np.hypot(*(points[:, None, :] - points[None, :, :]).transpose(2, 0, 1))
-    np.fill_diagonal(apart, np.inf)
-    return max(float(np.median(apart.min(axis=1))), 1e-100)
+    x, y = points[:, 0], points[:, 1]
+    apart2 = (x[:, None] - x) ** 2 + (y[:, None] - y) ** 2
+    np.fill_diagonal(apart2, np.inf)
+    return max(float(np.median(np.sqrt(apart2.min(axis=1)))), 1e-100)

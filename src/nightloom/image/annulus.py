@@ -24,8 +24,8 @@ from nightloom.image.ranks import (
     fill_keys,
     key_from,
     key_to,
+    middle,
     moments_within,
-    ranked,
     value_of,
 )
 
@@ -266,9 +266,7 @@ def _clip_ring(
         if n < least:
             return n, np.nan, np.nan, np.nan
         spacing = _MIDDLE_SPACING * deviation / n
-        key, _, last, _, behind = ranked(keys, low + (n - 1) // 2, centre, spacing)
-        origin = value_of(key)
-        other = value_of(behind) if low + n // 2 >= last else origin
+        origin, other = middle(keys, low, n, centre, spacing)
         centre = 0.5 * (origin + other)
         first, second = moments_within(ring, origin, value_of(lowest), value_of(highest))
         mean = first / n

@@ -107,11 +107,14 @@ def aperture_sums(
         raise ValueError(f"radii_px must be [aperture] or [star, aperture], not {radii.shape}")
     if not np.all((radii > 0) & (radii < np.inf)):
         raise ValueError("radii_px must be finite and above zero")
+    rise = bool(np.all(radii[..., 1:] >= radii[..., :-1]))
     radii = np.broadcast_to(radii, (len(x), radii.shape[-1]))
-    order = np.argsort(radii, axis=1, kind="stable")
-    rising = np.take_along_axis(radii, order, axis=1)
     sums = np.empty((6, *radii.shape))
-    sum_stars(pixels, flags, x, y, rising, sums)
+    if rise:  # nothing to be put in order and back, which costs a tenth of the sums
+        sum_stars(pixels, flags, x, y, np.ascontiguousarray(radii), sums)
+        return ApertureSums(*sums)
+    order = np.argsort(radii, axis=1, kind="stable")
+    sum_stars(pixels, flags, x, y, np.take_along_axis(radii, order, axis=1), sums)
     back = np.argsort(order, axis=1, kind="stable")[None]
     return ApertureSums(*np.take_along_axis(sums, back, axis=2))
 

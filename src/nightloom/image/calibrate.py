@@ -94,7 +94,7 @@ def _calibrate(
 ) -> tuple[Pixels, Mask]:
     ny, nx = raw.shape
     pixels = np.empty((ny, nx), dtype=np.float32)
-    mask = np.zeros((ny, nx), dtype=np.uint8)
+    mask = np.empty((ny, nx), dtype=np.uint8)
     zeros = np.zeros(nx, dtype=np.float32)
     ones = np.ones(nx, dtype=np.float32)
     lowest = min(saturation, nonlinear)
@@ -116,6 +116,8 @@ def _calibrate(
             known = bad[y]
             for x in range(nx):
                 flags[x] = np.uint8(known[x] != 0)
+        else:
+            flags[:] = np.uint8(0)
         if high or strange:
             _mark(source, row, flags, saturation, nonlinear)
     return pixels, mask

@@ -207,18 +207,23 @@ def _mesh(background: Background) -> Mesh:
     )
 
 
+@njit(nogil=True, cache=True)
 def _without_slope(scatter: Pixels, level: Pixels) -> Pixels:
     """Noise from the clipped scatter in each box: without the level's slope, and unclipped.
 
     A plane that rises by d across a box scatters by d / sqrt(12).
     """
-    variance = scatter.astype(np.float64) ** 2
-    slope = np.zeros_like(variance)
-    for axis in range(2):
-        if level.shape[axis] > 1:
-            slope += np.gradient(level.astype(np.float64), axis=axis) ** 2 / 12.0
-    noise = np.sqrt(np.maximum(variance - slope, 0.01 * variance)) / _CLIPPED_STD
-    return noise.astype(np.float32)
+    ny, nx = level.shape
+    noise = np.empty((ny, nx), dtype=np.float32)
+    for y in range(ny):
+        for x in range(nx):
+            y0, y1, x0, x1 = max(y - 1, 0), min(y + 1, ny - 1), max(x - 1, 0), min(x + 1, nx - 1)
+            down = (np.float64(level[y1, x]) - level[y0, x]) / max(y1 - y0, 1)
+            across = (np.float64(level[y, x1]) - level[y, x0]) / max(x1 - x0, 1)
+            variance = np.float64(scatter[y, x]) * scatter[y, x]
+            left = variance - (down * down / 12.0 + across * across / 12.0)
+            noise[y, x] = np.sqrt(max(left, 0.01 * variance)) / _CLIPPED_STD
+    return noise
 
 
 def _index(position_px: Floats, centres_px: Floats) -> Floats:

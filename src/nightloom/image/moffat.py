@@ -10,12 +10,17 @@ import numpy as np
 from numba import njit
 
 from nightloom.image.aperture import Floats
+from nightloom.image.calibrate import Pixels
+from nightloom.image.ranks import Keys, fill_keys, middle
 
 _TABLE = 256  # radii at which the profile is computed, others lie between
 _GAUSS_POINT = 0.5 / math.sqrt(3)  # two points a side integrate a pixel to third order
 _MIN_INVERSE_BETA, _MAX_INVERSE_BETA = 0.02, 0.8
 _MAX_FITS = 40
 _RESCALED = 3  # fits that renew the stars' scatter; it is settled then
+# Of a normal law: its sigma over the median and over the mean of what lies above or below its
+# middle, and sigmas between such values about their median, times their number.
+_SIGMA_OF_MEDIAN, _SIGMA_OF_MEAN, _SPACING = 1.4826, 1.2533, 1.5735
 
 
 @njit(nogil=True, cache=True)
@@ -54,6 +59,7 @@ def fit_moffat(
     inverse_beta = 0.3
     scales = np.full((values.shape[0], 2), np.inf)  # peak and scatter (of the peak) of each star
     scales[:, 0] = 1.0
+    room = np.empty(values.shape[1], dtype=np.float32), np.empty(values.shape[1], dtype=np.int32)
     for step in range(_MAX_FITS):
         table = _profiles(fwhm, inverse_beta, reach)
         g0 = g1 = n00 = n01 = n11 = 0.0
@@ -61,7 +67,7 @@ def fit_moffat(
             s = _star_equations(radii[star], values[star], table, _TABLE / reach, scales[star])
             if step < _RESCALED:
                 scales[star, 1] = _scatter(
-                    radii[star], values[star], table, _TABLE / reach, scales[star, 0]
+                    radii[star], values[star], table, _TABLE / reach, scales[star, 0], room
                 )
             g0, g1, n00, n01, n11 = g0 + s[0], g1 + s[1], n00 + s[2], n01 + s[3], n11 + s[4]
         if step == 0:  # gave peaks and scatters only
@@ -121,10 +127,13 @@ def _star_equations(
 
 
 @njit(nogil=True, cache=True)
-def _scatter(radii: Floats, values: Floats, table: Floats, per_px: float, peak: float) -> float:
+def _scatter(
+    radii: Floats, values: Floats, table: Floats, per_px: float, peak: float,
+    room: tuple[Pixels, Keys],
+) -> float:  # fmt: skip
     """Robust deviation of a star's pixels from the profile, in units of its peak."""
-    away = np.empty(radii.size)
-    n = 0
+    away, keys = room
+    n, total = 0, 0.0
     inverse = 1.0 / peak
     for i in range(radii.size):
         if math.isnan(radii[i]):
@@ -132,6 +141,14 @@ def _scatter(radii: Floats, values: Floats, table: Floats, per_px: float, peak: 
         place = radii[i] * per_px
         k = int(place)
         t = table[0, k] + (place - k) * (table[0, k + 1] - table[0, k])
-        away[n] = abs(values[i] * inverse - t)
+        far = abs(values[i] * inverse - t)
+        away[n] = far
+        total += far
         n += 1
-    return 1.4826 * np.median(away[:n])
+    if n == 0:
+        return np.nan
+    fill_keys(away[:n], keys[:n])
+    sigma = _SIGMA_OF_MEAN * total / n
+    low, high = middle(keys[:n], 0, n, sigma / _SIGMA_OF_MEDIAN, _SPACING * sigma / n)
+    deviation: float = _SIGMA_OF_MEDIAN * 0.5 * (low + high)
+    return deviation

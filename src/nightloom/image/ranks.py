@@ -123,6 +123,17 @@ def ranked(keys: Keys, rank: int, guess: float, spacing: float) -> Ranked:
 
 
 @njit(nogil=True, cache=True)
+def middle(keys: Keys, low: int, n: int, guess: float, spacing: float) -> tuple[float, float]:
+    """The two middle values of n that have ranks from low on: equal, where n is odd.
+
+    guess, spacing: as for `ranked`.
+    """
+    key, _, last, _, behind = ranked(keys, low + (n - 1) // 2, guess, spacing)
+    value = value_of(key)
+    return value, value_of(behind) if low + n // 2 >= last else value
+
+
+@njit(nogil=True, cache=True)
 def moments_within(
     values: NDArray[np.float32], origin: float, lowest: float, highest: float
 ) -> tuple[float, float]:

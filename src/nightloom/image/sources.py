@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numba import njit
@@ -40,14 +41,20 @@ def _cut(frame: Pixels, flags: Mask, mesh: Mesh, x0: int, y0: int, cut: Floats) 
     level = level_at(mesh, np.float64(x0), np.float64(y0))
     slope_x = level_at(mesh, x0 + 1.0, np.float64(y0)) - level
     slope_y = level_at(mesh, np.float64(x0), y0 + 1.0) - level
-    for y in range(len(cut)):
-        for x in range(len(cut)):
-            cut[y, x] = np.nan
-    for y in range(max(0, y0 - half), min(ny, y0 + half + 1)):
-        for x in range(max(0, x0 - half), min(nx, x0 + half + 1)):
-            if not flags[y, x] & UNUSABLE and abs(frame[y, x]) < np.inf:
-                sky = level + slope_x * (x - x0) + slope_y * (y - y0)
-                cut[y - y0 + half, x - x0 + half] = frame[y, x] - sky
+    left, right = max(0, half - x0), min(len(cut), nx - x0 + half)  # columns on the frame
+    if left > 0 or right < len(cut):
+        cut[:] = np.nan
+    for j in range(len(cut)):
+        y = y0 - half + j
+        if not 0 <= y < ny:
+            cut[j] = np.nan
+            continue
+        row, line, first = np.uint64(y), np.uint64(j), np.uint64(x0 - half + left)
+        for k in range(np.uint64(max(right - left, 0))):
+            value = frame[row, first + k]
+            good = ((flags[row, first + k] & UNUSABLE) == 0) & (abs(value) < np.float32(np.inf))
+            sky = level + slope_x * (np.int64(k) + left - half) + slope_y * (y - y0)
+            cut[line, np.uint64(left) + k] = value - sky if good else np.nan
 
 
 @njit(nogil=True, cache=True)
@@ -104,6 +111,7 @@ def _take_out_sharp(cut: Floats, reach: int, least: float) -> bool:
     return changed
 
 
+@lru_cache(maxsize=16)  # all frames of a field ask for the same
 def _ring(half: int, inner_px: float, outer_px: float) -> Ints:
     """Rows and columns [pixel, 2] of a ring around the centre of a square."""
     y, x = np.mgrid[-half : half + 1, -half : half + 1]
@@ -112,20 +120,36 @@ def _ring(half: int, inner_px: float, outer_px: float) -> Ints:
 
 
 @njit(nogil=True, cache=True)
-def _take_off_pedestal(cut: Floats, ring: Ints) -> float:
+def _sums_within(values: Floats, origin: float, reach: float) -> tuple[int, float, float]:
+    """Number of values within reach of an origin, sum of their distances and of the squares.
+
+    Four of each, as an addition waits for the last one; values come in fours, NaN at their end.
+    """
+    n, a0, a1, a2, a3 = 0, 0.0, 0.0, 0.0, 0.0
+    b0, b1, b2, b3 = 0.0, 0.0, 0.0, 0.0
+    for k in range(len(values) // 4):
+        v0, v1 = values[4 * k] - origin, values[4 * k + 1] - origin
+        v2, v3 = values[4 * k + 2] - origin, values[4 * k + 3] - origin
+        w0, w1 = v0 if abs(v0) <= reach else 0.0, v1 if abs(v1) <= reach else 0.0
+        w2, w3 = v2 if abs(v2) <= reach else 0.0, v3 if abs(v3) <= reach else 0.0
+        n += (abs(v0) <= reach) + (abs(v1) <= reach) + (abs(v2) <= reach) + (abs(v3) <= reach)
+        a0, a1, a2, a3 = a0 + w0, a1 + w1, a2 + w2, a3 + w3
+        b0, b1, b2, b3 = b0 + w0 * w0, b1 + w1 * w1, b2 + w2 * w2, b3 + w3 * w3
+    return n, (a0 + a1) + (a2 + a3), (b0 + b1) + (b2 + b3)
+
+
+@njit(nogil=True, cache=True)
+def _take_off_pedestal(cut: Floats, ring: Ints, held: Floats) -> float:
     """Take off the light per pixel on which the centre of a square stands, and return it.
 
     It is the mean of the ring, clipped twice; what is no number has that light too.
+    held: room for a value of each of the ring's pixels.
     """
+    for k in range(len(ring)):
+        held[k] = cut[ring[k, 0], ring[k, 1]]
     mean, reach = 0.0, np.inf
     for _ in range(3):
-        n, first, second = 0, 0.0, 0.0
-        for k in range(len(ring)):
-            value = cut[ring[k, 0], ring[k, 1]] - mean
-            if abs(value) <= reach:
-                n += 1
-                first += value
-                second += value * value
+        n, first, second = _sums_within(held, mean, reach)
         if n == 0:
             break
         mean, reach = mean + first / n, 2.0 * np.sqrt(max(0.0, second / n - (first / n) ** 2))
@@ -171,9 +195,14 @@ def _middle(cut: Floats, reach_px: float) -> Floats:
 @njit(nogil=True, cache=True)
 def _window(offset: float, sigma_px: float, weights: Floats) -> None:
     """Gaussian window along one side of a square, its centre at an offset from the square's."""
-    half = len(weights) // 2
+    first, square = -(len(weights) // 2) - offset, sigma_px * sigma_px
+    # The exponential of a quadratic, by two products a step.
+    weight = np.exp(-0.5 * first * first / square)
+    ratio, growth = np.exp(-0.5 * (2.0 * first + 1.0) / square), np.exp(-1.0 / square)
     for k in range(len(weights)):
-        weights[k] = np.exp(-0.5 * ((k - half - offset) / sigma_px) ** 2)
+        weights[k] = weight
+        weight *= ratio
+        ratio *= growth
 
 
 @njit(nogil=True, cache=True)
@@ -307,6 +336,7 @@ def _measure(
 ) -> tuple[int, int]:
     """Fill `stars` from the peaks in their order; how many stars, and how many peaks it took."""
     cut = np.empty((2 * half + 1, 2 * half + 1))
+    held = np.full(-(-len(ring) // 4) * 4, np.nan)
     gain, n = filter_gain(taps), 0
     for k in range(len(found)):
         if n == len(stars):
@@ -317,7 +347,7 @@ def _measure(
         noise = noise_at(mesh, np.float64(x0), np.float64(y0))
         least = threshold_sigma * noise
         _cut(frame, flags, mesh, x0, y0, cut)
-        light = _take_off_pedestal(cut, ring)
+        light = _take_off_pedestal(cut, ring, held)
         if _take_out_sharp(cut, len(taps) - 1, least):
             # Without the hit the peak, if there still is one, lies elsewhere.
             dx, dy = _highest(cut, taps)
@@ -325,7 +355,7 @@ def _measure(
                 continue
             x0, y0 = x0 + dx, y0 + dy
             _cut(frame, flags, mesh, x0, y0, cut)
-            light = _take_off_pedestal(cut, ring)
+            light = _take_off_pedestal(cut, ring, held)
             _take_out_sharp(cut, len(taps) - 1, least)
         group = nearest_group(flags, groups, x0, y0, fwhm_px)
         if group >= 0:

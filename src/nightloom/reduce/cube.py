@@ -35,7 +35,7 @@ from nightloom.store.fingerprint import fingerprint as fingerprint_of
 from nightloom.store.products import current, published_fingerprint
 from nightloom.store.provenance import provenance
 
-CUBE_VERSION = 11
+CUBE_VERSION = 12
 CLOUDY = 10 ** (-0.4 * 0.5)  # of the night's best transparency: 0.5 mag
 BEST_PERCENTILE = 90
 _NO_PROFILE = Instrument()

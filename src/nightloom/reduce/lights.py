@@ -53,7 +53,7 @@ from nightloom.store.fingerprint import fingerprint as fingerprint_of
 from nightloom.store.products import published_fingerprint
 from nightloom.store.provenance import provenance
 
-LIGHTS_VERSION = 2
+LIGHTS_VERSION = 3
 MOST_FRAMES = 150  # evenly over the night: the mean is then good to a twelfth of the noise
 BAND_BYTES = 32 << 20
 MOST_ROWS = 128

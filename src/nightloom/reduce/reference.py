@@ -38,7 +38,7 @@ from nightloom.store.encodings import read_attributes, write_store
 from nightloom.store.products import current
 from nightloom.store.provenance import provenance
 
-REFERENCE_VERSION = 6
+REFERENCE_VERSION = 7
 MIN_DEPTH = 0.3  # of the deepest pixel's weight, for stars to be listed there
 SCALE = ("exposure_s", "gain_e_per_adu", "saturation_adu")  # of a frame: what its electrons are
 
