@@ -24,17 +24,19 @@ def fit(pixels: NDArray[np.float32], x: Floats, y: Floats, fwhm_px: float) -> Ce
     )
 
 
-@pytest.mark.parametrize("fwhm_px", [2.0, 4.0, 8.0])
+@pytest.mark.parametrize("fwhm_px", [2.0, 4.0, 6.0, 8.0])
 @pytest.mark.parametrize("beta", [GAUSSIAN_BETA, 2.5])
-@pytest.mark.parametrize("snr", [20.0, 100.0, 1000.0])
-@pytest.mark.parametrize("sky_to_peak", [0.05, 10.0])
+@pytest.mark.parametrize("snr", [20.0, 100.0, 300.0, 1000.0])
+@pytest.mark.parametrize("sky_to_peak", [0.01, 0.05, 1.0, 10.0])
 def test_errors_are_near_the_bound(
     fwhm_px: float, beta: float, snr: float, sky_to_peak: float
 ) -> None:
     rng = np.random.default_rng(11)
     stars = noisy_stars(rng, fwhm_px=fwhm_px, beta=beta, snr=snr, sky_to_peak=sky_to_peak)
     reached_px = rms_px(gaussian2d, stars, rng, fwhm_px=fwhm_px)
-    assert reached_px < max(1.15 * stars.bound_px, 0.004)
+    # Without a sky a Moffat's wings count, which are no Gaussian's. Asked is 1.3, or 0.01 px.
+    bounds = 1.15 if sky_to_peak >= 0.05 else 1.2
+    assert reached_px < max(bounds * stars.bound_px, 0.004)
     assert reached_px > 0.85 * stars.bound_px  # else the bound is wrong
 
 
