@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from archives import GAIN, archive_of, run, star_field, write_config, write_frame
 from nightloom.archive import Archive
 from nightloom.config import load_config
+from nightloom.pipeline import look
+from nightloom.plan.recipes import make_plan
+from nightloom.stages import lights_recipes
 from nightloom.store.encodings import read_arrays, read_attributes
-from nightloom.store.products import current, require
+from nightloom.store.products import current, published_fingerprint, require
 
 NY, NX, N_FRAMES = 150, 200, 24
 PRODUCT = "lights/Test/2024-03-01/R"
@@ -75,6 +78,17 @@ def test_the_map_holds_the_hot_pixels_and_nothing_else(drifting: Night) -> None:
 def test_a_map_is_made_once(drifting: Night) -> None:
     again = run(drifting.archive.root.parent / "nightloom.toml")
     assert (again.n_made, again.exit_code) == (0, 0)
+
+
+def test_another_way_to_find_stars_makes_a_map_stale(drifting: Night) -> None:
+    config = load_config(drifting.archive.root.parent / "nightloom.toml")
+    made = published_fingerprint(drifting.archive.root, PRODUCT)
+    for more, stale in (({}, False), ({"detection_sigma": 7.0}, True), ({"radii_px": ()}, False)):
+        photometry = config.photometry.model_copy(update=more)
+        asked = config.model_copy(update={"photometry": photometry})
+        plan = make_plan(look(asked).frames, asked)
+        (outline,) = lights_recipes(asked.products_path, plan, asked)
+        assert (outline.fingerprint != made) == stale
 
 
 def test_stars_that_cross_hot_pixels_scatter_less(drifting: Night, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from nightloom.reduce.reference import (
     reference_recipe,
     reference_settings,
 )
+from nightloom.reduce.stars import plate_recipe
 from nightloom.store.encodings import read_arrays, read_attributes
 from nightloom.store.products import published_fingerprint, require
 
@@ -154,6 +155,20 @@ def test_another_saturation_in_the_profile_makes_the_reference_and_cube_again(
     kinds = {name.split("/")[0] for name in before if before[name] != after[name]}
     assert {"reference", "stars", "cube"} <= kinds
     assert archive_of(config).reference("Test").stars["saturated"].any()
+
+
+def test_a_plate_holds_until_it_would_be_looked_for_elsewhere(tmp_path: Path) -> None:
+    items, _ = write_frames(tmp_path)
+    list(make_serial(tmp_path, [reference_recipe("reference/f", items, CONFIG)]))
+    frame = items[0].frame
+
+    def fingerprint(**said: float) -> str:
+        told = replace(frame, **said)
+        return plate_recipe(tmp_path, "f", lambda path: told, CONFIG).fingerprint
+
+    for said in ({"pixel_scale_arcsec": 1.7}, {"ra_deg": 11.0}, {"dec_deg": -4.0}):
+        assert fingerprint(**said) != fingerprint()
+    assert fingerprint(site_lat_deg=28.3) == fingerprint(gain_e_per_adu=2.0) == fingerprint()
 
 
 def published(config: Path) -> dict[str, str]:

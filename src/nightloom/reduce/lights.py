@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from nightloom.config import Config, PhotometrySection
 from nightloom.engine.recipe import Made, Outline, Recipe
@@ -72,6 +73,15 @@ log = logging.getLogger("nightloom")
 Rows = tuple[int, int]
 
 
+class LightsSettings(BaseModel):
+    """What a map depends on besides its frames and masters: how its stars are found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    detection_sigma: float
+    min_matched: int
+
+
 @dataclass(frozen=True, slots=True)
 class LightsJob:
     """Equal where archive and fingerprint are: a worker looks for the drift once, not each band."""
@@ -113,12 +123,20 @@ class Drift:
     reason: str
 
 
+def lights_settings(config: Config) -> LightsSettings:
+    """The part of the configuration that a map depends on."""
+    photometry = config.photometry
+    return LightsSettings(
+        detection_sigma=photometry.detection_sigma, min_matched=photometry.min_matched
+    )
+
+
 def lights_outline(root: Path, cube: PlannedCube, config: Config) -> Outline:
     """Outline of the recipe of the map of a cube's night."""
     masters = _masters_in(root, cube)
     fingerprint = fingerprint_of(
-        inputs=(*_of_frames(_seen(cube).frames), *masters), settings=None, version=LIGHTS_VERSION,
-        kind="lights",
+        inputs=(*_of_frames(_seen(cube).frames), *masters), settings=lights_settings(config),
+        version=LIGHTS_VERSION, kind="lights",
     )  # fmt: skip
     needs, write = tuple(name for name, _ in masters), partial(lights_recipe, root, cube, config)
     return Outline(cube.lights, fingerprint, needs, (), write)
@@ -149,14 +167,15 @@ def lights_recipe(root: Path, cube: PlannedCube, config: Config) -> Recipe:
     first = chosen[0].frame
     rows = BAND_BYTES // (4 * first.nx * len(chosen))
     rows, data = max(1, min(rows, MOST_ROWS, first.ny)), data_of(first)
+    settings = lights_settings(config)
     recipe = Recipe(
-        product, inputs, None, LIGHTS_VERSION, job=None,
+        product, inputs, settings, LIGHTS_VERSION, job=None,
         needs=tuple(name for name, _ in masters),
         items=tuple((a, min(a + rows, data.y1)) for a in range(data.y0, data.y1, rows)),
         step=measure_bands, pack=keep_bands, finish=make_lights, shard_items=1, chunk_items=1,
     )  # fmt: skip
     attributes = provenance(
-        product, fingerprint=recipe.fingerprint, inputs=inputs, settings=None,
+        product, fingerprint=recipe.fingerprint, inputs=inputs, settings=settings,
         algorithm=LIGHTS_VERSION,
     )  # fmt: skip
     job = LightsJob(first.root, product, recipe.fingerprint, chosen, config.photometry, attributes)

@@ -34,6 +34,7 @@ PLATE_VERSION = 1
 STARS_VERSION = 1
 JD_2000, DAYS_A_YEAR = 2451545.0, 365.25
 PLATE_STARS = 80
+POINTING = ("ra_deg", "dec_deg", "pixel_scale_arcsec")  # what a plate is looked for with
 FOUND_WITHIN_FWHM = 1.0
 
 log = logging.getLogger("nightloom")
@@ -87,9 +88,11 @@ def plate_recipe(
     path = current(root, reference)
     settings = PlateSettings(tolerance_arcsec=config.reference.plate_tolerance_arcsec)
     catalogues = config.catalog_paths()
+    grid = None if path is None else frame_named(read_attributes(path)["grid_of"])
     inputs = (
         (reference, published_fingerprint(root, reference)),
         *((p.name, digest_of_file(p)) for p in catalogues if p.is_file()),
+        *(() if grid is None else (grid.said(*POINTING),)),
     )
     product = f"plate/{field}"
     recipe = Recipe(
@@ -101,7 +104,6 @@ def plate_recipe(
     )  # fmt: skip
     if path is None:
         return recipe
-    grid = frame_named(read_attributes(path)["grid_of"])
     return replace(recipe, job=PlateJob(product, path, grid, catalogues, settings, attributes))
 
 
