@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nightloom.image.aperture import UNUSABLE, Floats, frame_arrays, positive, star_vectors
 from nightloom.image.calibrate import MASK_SATURATED, Mask, Pixels
+from nightloom.image.cutout import copy_good
 from nightloom.image.prefetch import prefetch
 from nightloom.image.ranks import (
     INFINITE,
@@ -215,8 +216,9 @@ def _fill_ring(
         hole, beyond = _span(x, inner * inner - dy2, nx)
         if beyond <= hole:
             hole = beyond = right
-        n = _append(pixels, mask, j, left, hole, ring, n)
-        n = _append(pixels, mask, j, beyond, right, ring, n)
+        for start, stop in ((left, hole), (beyond, right)):
+            copy_good(pixels, mask, j, start, stop, _UNCLEAN, ring, n)
+            n += max(stop - start, 0)
     return n
 
 
@@ -232,18 +234,6 @@ def _span(x: float, square: float, nx: int) -> tuple[int, int]:
     while (last - x) * (last - x) >= square and last >= first:
         last -= 1.0
     return int(min(max(first, 0.0), nx)), int(max(min(last + 1.0, nx), 0.0))
-
-
-@njit(nogil=True, cache=True)
-def _append(pixels: Pixels, mask: Mask, j: int, start: int, stop: int, ring: Pixels, n: int) -> int:
-    """Copy pixels of a row from start to stop behind the first n of `ring`; their number."""
-    wide = max(stop - start, 0)
-    row, source, place = np.uint64(j), np.uint64(start), np.uint64(n)
-    for i in range(np.uint64(wide)):
-        value = pixels[row, source + i]
-        good = ((mask[row, source + i] & _UNCLEAN) == 0) & (abs(value) < np.float32(np.inf))
-        ring[place + i] = value if good else np.float32(np.inf)
-    return n + wide
 
 
 @njit(nogil=True, cache=True)

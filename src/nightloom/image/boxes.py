@@ -9,6 +9,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from nightloom.image.calibrate import Mask, Pixels
+from nightloom.image.cutout import copy_good
 from nightloom.image.peaks import UNUSABLE
 from nightloom.image.prefetch import prefetch_row
 from nightloom.image.ranks import (
@@ -75,14 +76,15 @@ def _sample(
     One of so many neighbours each, now the first, now another, so that what comes back every few
     rows is seen as often as it is there. Whole rows are copied on vectors, half ones hardly.
     """
-    n_rows = -(-(rows[1] - rows[0]) // stride)
+    n_rows, flat = -(-(rows[1] - rows[0]) // stride), samples.reshape(-1)
     for m in range(n_rows):
         y = _row_of_sample(m, n_rows, rows, stride)
         ahead = _row_of_sample(min(m + 1, n_rows - 1), n_rows, rows, stride)
         for j in range(len(edges_x) - 1):
             start, stop = edges_x[j], edges_x[j + 1]
             prefetch_row(frame, flags, ahead, start, stop)
-            _copy_good(frame, flags, y, start, stop, samples, j, m * (stop - start))
+            place = j * samples.shape[1] + m * (stop - start)
+            copy_good(frame, flags, y, start, stop, UNUSABLE, flat, place)
     return n_rows
 
 
@@ -93,23 +95,6 @@ def _row_of_sample(m: int, n_rows: int, rows: tuple[int, int], stride: int) -> i
     turn = m % stride if m <= back else stride - 1 - back % stride
     place = 2 * (stride * m + turn) + 1 if m != back else n_rows * stride
     return rows[0] + place * tall // (2 * n_rows * stride)
-
-
-@njit(nogil=True, cache=True)
-def _copy_good(
-    frame: Pixels, flags: Mask, y: int, start: int, stop: int, samples: Pixels, j: int, first: int
-) -> None:
-    """Copy pixels of a row to a box's samples, infinity in place of those that are no good.
-
-    By places, not by slices: each slice would be counted in and out as an owner of the memory,
-    which takes as long as the copy.
-    """
-    line, box = np.uint64(y), np.uint64(j)
-    source, place = np.uint64(start), np.uint64(first)
-    for k in range(np.uint64(stop - start)):
-        value = frame[line, source + k]
-        good = ((flags[line, source + k] & UNUSABLE) == 0) & (abs(value) < np.float32(np.inf))
-        samples[box, place + k] = value if good else np.float32(np.inf)
 
 
 @njit(nogil=True, cache=True)

@@ -1,4 +1,4 @@
-"""Squares of pixels about a star, cut for every centroid; what to do where one is no good."""
+"""Pixels cut out of a frame, squares and runs of rows; what to do where one is no good."""
 
 # mypy: disable-error-code="untyped-decorator"
 
@@ -47,6 +47,23 @@ def cut(
             else:
                 out[j, i] = np.nan
     return n
+
+
+@njit(nogil=True, cache=True)
+def copy_good(
+    pixels: Pixels, mask: Mask, y: int, start: int, stop: int, unusable: int, out: Pixels,
+    place: int,
+) -> None:  # fmt: skip
+    """Copy pixels of a row from start to stop to a place in out [pixel], infinity for no good.
+
+    unusable: mask bits of those that are none. By places, not by slices: each slice would be
+    counted in and out as an owner of the memory, which takes as long as the copy.
+    """
+    row, source, to, bits = np.uint64(y), np.uint64(start), np.uint64(place), np.uint8(unusable)
+    for k in range(np.uint64(max(stop - start, 0))):
+        value = pixels[row, source + k]
+        good = ((mask[row, source + k] & bits) == 0) & (abs(value) < np.float32(np.inf))
+        out[to + k] = value if good else np.float32(np.inf)
 
 
 @njit(nogil=True, cache=True)
