@@ -73,7 +73,7 @@ class Stage:
 
 # What is hardest comes last. While many have neighbours, the network trusts the wings of bright
 # stars less than those of a lone one deserve; larger batches tell small errors from noise.
-STAGES = (
+STAGES = (  # steps, batch and rate; shares: narrow, wide, bright, neighbour
     Stage(24000, 256, 1.5e-3, 0.25, 0.15, 0.0, 0.15),
     Stage(12000, 512, 1e-3, 0.15, 0.15, 0.45, 0.04),
     Stage(9000, 1024, 4e-4, 0.15, 0.15, 0.45, 0.04),

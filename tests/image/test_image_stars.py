@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from nightloom.image.calibrate import MASK_BAD, MASK_COSMIC, MASK_SATURATED
+from nightloom.image.repair import repair
 from nightloom.image.stars import StarPixels, blended, peaks_and_clean_radius
 
 
@@ -37,6 +38,21 @@ def test_bits_and_clean_radius() -> None:
     found = look(raw, mask, [30.0, 38.0, 2.0, 20.0], [30.0, 30.0, 50.0, 20.0])
     assert_array_equal(found.mask_bits, [MASK_SATURATED | MASK_COSMIC, MASK_BAD, 0, 0])
     assert_allclose(found.clean_radius_px, [2.5, 0.5, 2.5, 10.0])
+
+
+def test_a_filled_pixel_counts_as_before_but_ends_no_circle() -> None:
+    raw = np.full((60, 60), 3, dtype=np.uint16)
+    mask = np.zeros(raw.shape, dtype=np.uint8)
+    raw[30, 31], raw[30, 32] = 200, 90
+    mask[30, 31], mask[30, 33], mask[34, 30] = MASK_BAD, MASK_COSMIC, MASK_SATURATED
+    before = look(raw, mask, [30.0], [30.0])
+    filled = mask.copy()
+    repair(raw.astype(np.float32), filled)
+    after = look(raw, filled, [30.0], [30.0])
+    assert not filled[30, 31] & MASK_BAD
+    assert before.mask_bits == after.mask_bits == MASK_BAD | MASK_COSMIC | MASK_SATURATED
+    assert before.peak_adu == after.peak_adu == 90
+    assert_allclose([before.clean_radius_px[0], after.clean_radius_px[0]], [0.5, 10.0])
 
 
 def test_places_off_the_frame_or_missing() -> None:

@@ -1,7 +1,7 @@
 """Pixels asked for before they are needed, so that nothing waits for memory when they are.
 
-Stars lie far apart in memory: without this, what is done with the pixels of each waits for half
-of its time. It is a hint: no value hangs on it.
+Stars lie far apart in memory: without this, what is done with the pixels of each waits for a
+quarter to a half of its time. It is a hint: no value hangs on it.
 """
 
 # mypy: disable-error-code="untyped-decorator"

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike
 
-from nightloom.image.aperture import Floats, positive, star_vectors
+from nightloom.image.aperture import UNUSABLE, Floats, positive, star_vectors
 from nightloom.image.calibrate import (
     MASK_BAD,
     MASK_COSMIC,
@@ -16,7 +16,6 @@ from nightloom.image.calibrate import (
     Pixels,
 )
 
-_LOST = MASK_BAD | MASK_COSMIC | MASK_NAN
 _MIN_PAIRS = 2
 _RUN_PX = 128  # pixels whose flags are looked at together: nearly all runs are clean
 
@@ -51,6 +50,12 @@ def repair_near(
 
 
 @njit(nogil=True, cache=True)
+def _flags_of_filled(flags: int) -> int:
+    moved = (flags & MASK_BAD) << 5 | (flags & (MASK_COSMIC | MASK_NAN)) << 3
+    return flags & ~UNUSABLE | moved
+
+
+@njit(nogil=True, cache=True)
 def flags_before(flags: int) -> int:
     """A pixel's flags as they were before it was filled."""
     as_they_were = flags >> 5 & MASK_BAD | flags >> 3 & (MASK_COSMIC | MASK_NAN)
@@ -81,10 +86,10 @@ def _repair(pixels: Pixels, mask: Mask, rows: tuple[int, int], columns: tuple[in
     for y in range(max(rows[0], 1), min(rows[1], ny - 1)):
         for start in range(columns[0], columns[1], _RUN_PX):
             stop = min(start + _RUN_PX, columns[1])
-            if not any_of(mask, y, start, stop) & _LOST:
+            if not any_of(mask, y, start, stop) & UNUSABLE:
                 continue
             for x in range(max(start, 1), min(stop, nx - 1)):
-                if mask[y, x] & _LOST:
+                if mask[y, x] & UNUSABLE:
                     _fill(pixels, mask, y, x)
 
 
@@ -107,6 +112,4 @@ def _fill(pixels: Pixels, mask: Mask, y: int, x: int) -> None:
             count += 2
     if count >= 2 * _MIN_PAIRS:
         pixels[y, x] = total / count
-        flags = mask[y, x]
-        filled = (flags & MASK_BAD) << 5 | (flags & MASK_COSMIC) << 3 | (flags & MASK_NAN) << 3
-        mask[y, x] = (flags & ~_LOST) | filled
+        mask[y, x] = _flags_of_filled(mask[y, x])

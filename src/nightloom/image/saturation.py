@@ -12,6 +12,7 @@ from numba import njit
 from nightloom.image.calibrate import MASK_SATURATED, Mask, Pixels
 from nightloom.image.mesh import Mesh, level_at
 from nightloom.image.peaks import UNUSABLE, Floats, Ints
+from nightloom.image.repair import any_of
 
 # Saturated pixels as sorted y * nx + x, the group of each; x, y, size and light of each group.
 Groups: TypeAlias = tuple[Ints, Ints, Floats, Floats, Ints, Floats]
@@ -52,10 +53,8 @@ def saturated_groups(frame: Pixels, flags: Mask, mesh: Mesh) -> Groups:
 def _count_saturated(flags: Mask) -> int:
     total = 0
     for y in range(len(flags)):
-        marks, any_of_them = flags[y], np.uint8(0)
-        for x in range(len(marks)):
-            any_of_them |= marks[x]
-        if any_of_them & MASK_SATURATED:
+        if any_of(flags, y, 0, flags.shape[1]) & MASK_SATURATED:
+            marks = flags[y]
             for x in range(len(marks)):
                 total += (marks[x] & MASK_SATURATED) != 0
     return total
